@@ -1,0 +1,85 @@
+"""The FastAPI application of the control and query plane, with every error as a problem."""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app import __version__
+from app.api import health, logs, usage
+from app.api.openapi import describe
+from app.api.services import Services
+from app.edge import ingest
+from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
+from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnavailable
+
+log = structlog.get_logger(__name__)
+
+
+def create_control_app(*, metrics_public: bool) -> FastAPI:
+    """Build the application; `state.services` is set once the service has opened."""
+    app = FastAPI(title="central-logger", version=__version__, redirect_slashes=False)
+    app.state.metrics_public = metrics_public
+    for router in (logs.router, usage.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(LoggerError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_fault)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LoggerError)  # noqa: S101
+    account = getattr(request.state, "account", None)
+    if account is not None and isinstance(error, Forbidden | RateLimited):
+        services: Services = request.app.state.services
+        services.tally.count(account.principal, denied=1)
+    if isinstance(error, StorageUnavailable):
+        log.error("storage unavailable", reason=error.reason, request_id=request.state.request_id)
+    return _response(*problem(error, request.state.request_id))
+
+
+def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    errors = [
+        {"index": 0, "field": str(one["loc"][-1]) if one["loc"] else None, "detail": one["msg"]}
+        for one in error.errors()
+    ]
+    return _on_error(request, Invalid(errors))
+
+
+def _on_http(request: Request, error: Exception) -> Response:
+    """Answer what the router itself refuses: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    headers: Headers = [CONTENT_TYPE]
+    for name, value in (error.headers or {}).items():
+        allowed = f"{value}, POST" if _is_ingest(request, name) else value
+        headers.append((name.lower().encode(), allowed.encode()))
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = "Not found" if error.status_code == HTTPStatus.NOT_FOUND else phrase
+    body = problem_body(error.status_code, detail, request.state.request_id, {})
+    return _response(error.status_code, headers, body)
+
+
+def _is_ingest(request: Request, header: str) -> bool:
+    """The router does not know of the POST that never reaches it."""
+    return header.lower() == "allow" and request.url.path == ingest.PATH
+
+
+def _on_fault(request: Request, error: Exception) -> Response:
+    log.error("unexpected fault", request_id=request.state.request_id, exc_info=error)
+    body = problem_body(500, "Internal error", request.state.request_id, {})
+    return _response(500, [CONTENT_TYPE], body)
+
+
+def _response(status: int, headers: Headers, body: bytes) -> Response:
+    response = Response(body, status)
+    response.raw_headers[:] = [*headers, (b"content-length", b"%d" % len(body))]
+    return response
+
+

@@ -1,0 +1,23 @@
+"""What the routes of the control and query plane stand on."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from app.edge.auth import Authenticator
+from app.edge.limits import Limiter
+from app.edge.tally import Tally
+from app.logs.query import Cursors
+from app.logs.store import LogStore
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Opened by the lifespan, one of each a process."""
+
+    authenticator: Authenticator
+    limiter: Limiter
+    tally: Tally
+    store: LogStore
+    cursors: Cursors
+    engine: Engine

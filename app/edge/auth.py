@@ -1,0 +1,130 @@
+"""Authentication of a request: credentials out of its headers, a principal out of the keyring."""
+
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Iterable
+from typing import Any
+
+from app.edge.address import Networks, limit_group, source_address
+from app.edge.limits import Window
+from app.errors import InvalidKey, KeyRequired, RateLimited
+from app.keys.keyring import Keyring
+from app.keys.principal import Principal
+
+HINT = "send the key as 'X-API-Key: <key>' or 'Authorization: Bearer <key>'"
+# Addresses whose failures are remembered. A flood from more of them than this forgets the quietest.
+ADDRESSES_MAX = 50_000
+
+
+def credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the key that the headers carry, or None.
+
+    Raises KeyRequired with a hint for an Authorization that is not understood, InvalidKey for two
+    credentials that differ or one that can't be a key.
+    """
+    found: set[bytes] = set()
+    unusable = False
+    for name, value in headers:
+        if name == b"x-api-key":
+            if value.strip():
+                found.add(value.strip())
+        elif name == b"authorization":
+            key = _from_authorization(value)
+            if key:
+                found.add(key)
+            else:
+                unusable = True
+    if len(found) > 1:
+        raise InvalidKey
+    if not found:
+        if unusable:
+            raise KeyRequired(hint=HINT)
+        return None
+    try:
+        return found.pop().decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidKey from None
+
+
+def _from_authorization(value: bytes) -> bytes | None:
+    scheme, _, rest = value.strip().partition(b" ")
+    rest = rest.strip()
+    kind = scheme.lower()
+    if kind == b"bearer":
+        return rest
+    if kind in {b"apikey", b"api-key"}:
+        # Elasticsearch clients send base64 of id:key; a key of ours has `_`, which base64 has not.
+        pair = _base64(rest)
+        return pair.partition(b":")[2] if pair is not None and b":" in pair else rest
+    if kind == b"basic":
+        pair = _base64(rest)
+        return pair.partition(b":")[2] if pair is not None else None
+    return None
+
+
+def _base64(text: bytes) -> bytes | None:
+    try:
+        return b64decode(text, validate=True)
+    except (Base64Error, ValueError):
+        return None
+
+
+class Authenticator:
+    """Turns a request into a principal, and slows down those who guess."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        *,
+        require_api_key: bool,
+        failures_per_minute: int,
+        trusted_proxies: Networks,
+    ) -> None:
+        self._keyring = keyring
+        self._require_api_key = require_api_key
+        self._failures_per_minute = failures_per_minute
+        self._trusted = trusted_proxies
+        self._failures: dict[str, Window] = {}
+
+    async def authenticate(self, scope: Any) -> Principal:
+        """Return who calls.
+
+        Raises KeyRequired, InvalidKey, RateLimited (only for a credential that fails),
+        StorageUnavailable, Overloaded.
+        """
+        try:
+            token = credential(scope["headers"])
+            if token is None:
+                if self._require_api_key:
+                    raise KeyRequired
+                return self._keyring.anonymous()
+            return self._keyring.cached(token) or await self._keyring.resolve(token)
+        except InvalidKey:
+            self._count_failure(self.source(scope))
+            raise
+
+    def source(self, scope: Any) -> str:
+        """Return the address that a request came from; empty if there is none (a Unix socket)."""
+        client = scope.get("client")
+        forwarded = None
+        if self._trusted:
+            hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            forwarded = b",".join(hops) or None
+        return source_address(client[0] if client else "", forwarded, self._trusted)
+
+    def _count_failure(self, address: str) -> None:
+        """Count a failure against its address; raise RateLimited instead once there are too many.
+
+        Comes after the check of the key: a good key is never refused for its neighbours' faults.
+        """
+        if not self._failures_per_minute:
+            return
+        group = limit_group(address)
+        window = self._failures.pop(group, None) or Window()
+        if len(self._failures) >= ADDRESSES_MAX:
+            del self._failures[next(iter(self._failures))]
+        self._failures[group] = window  # the latest stands last
+        wait_s = window.wait_s(1, self._failures_per_minute)
+        if wait_s:
+            raise RateLimited(["auth_failures"], wait_s)
+        window.add(1)

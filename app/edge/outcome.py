@@ -1,0 +1,63 @@
+"""What a request to store logs led to, and the reply that says so.
+
+An outcome is kept with an Idempotency-Key, so that a repeat is answered by the same code from the
+same facts.
+"""
+
+import msgspec
+import orjson
+
+from app.edge.problem import CONTENT_TYPE, Headers, problem_body
+from app.logs.batch import Receipt
+from app.logs.record import Rejection
+
+ERRORS_MAX = 100
+JSON = (b"content-type", b"application/json")
+REJECTED = "No record was accepted"
+
+
+class Outcome(msgspec.Struct, array_like=True, frozen=True):
+    """`records` were sent; `log_id` is set for a single object; `errors` holds the first 100."""
+
+    client_id: str
+    received_at: str
+    records: int
+    log_id: str | None
+    rejected: int
+    errors: list[tuple[int, str | None, str]]
+
+    def reply(self, receipt: Receipt, request_id: str) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body, once the store has told about duplicates."""
+        if self.rejected and self.rejected == self.records:
+            members = {"errors": self._errors()}
+            if self.log_id is None:
+                members |= self._counts(receipt)
+            return 422, [CONTENT_TYPE], problem_body(422, REJECTED, request_id, members)
+        if self.log_id is not None:
+            body: dict[str, object] = {
+                "id": receipt.duplicate_id or self.log_id,
+                "client_id": self.client_id,
+                "received_at": self.received_at,
+            }
+            if receipt.duplicates:
+                body["duplicate"] = True
+            return 201, [JSON], orjson.dumps(body)
+        return 201, [JSON], orjson.dumps(self._counts(receipt) | {"errors": self._errors()})
+
+    def _counts(self, receipt: Receipt) -> dict[str, object]:
+        return {
+            "accepted": self.records - self.rejected - receipt.duplicates,
+            "rejected": self.rejected,
+            "duplicates": receipt.duplicates,
+        }
+
+    def _errors(self) -> list[dict[str, object]]:
+        return [
+            {"index": index, "field": field, "detail": detail}
+            for index, field, detail in self.errors
+        ]
+
+
+def first_errors(rejections: list[tuple[int, Rejection]]) -> list[tuple[int, str | None, str]]:
+    """Return what an outcome keeps of the rejections."""
+    return [(index, one.field, one.detail) for index, one in rejections[:ERRORS_MAX]]

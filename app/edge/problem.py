@@ -1,0 +1,58 @@
+"""The one map from errors to HTTP: application/problem+json of RFC 9457."""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from app import errors
+from app.errors import LoggerError
+
+Headers = list[tuple[bytes, bytes]]
+
+STATUS: dict[type[LoggerError], int] = {
+    errors.MalformedBody: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.Invalid: 422,
+    errors.RateLimited: 429,
+    errors.Unavailable: 503,
+}
+CONTENT_TYPE = (b"content-type", b"application/problem+json")
+CHALLENGE = (b"www-authenticate", b'ApiKey realm="central-logger"')
+
+
+def status_of(error: LoggerError) -> int:
+    """Return the status of an error: that of its nearest ancestor in the map."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(
+    error: LoggerError, request_id: str, headers: Headers | None = None
+) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body for an error; `headers` are added, such as those of limits."""
+    status = status_of(error)
+    extra = [CONTENT_TYPE, *(headers or ())]
+    if status == HTTPStatus.UNAUTHORIZED:
+        extra.append(CHALLENGE)
+    if isinstance(error, errors.RateLimited | errors.Unavailable):
+        extra.append((b"retry-after", b"%d" % error.retry_after_s))
+    return status, extra, problem_body(status, error.detail, request_id, error.members)
+
+
+def problem_body(status: int, detail: str, request_id: str, members: dict[str, Any]) -> bytes:
+    """Return the JSON of a problem; its own members win over a member of the same name."""
+    return orjson.dumps(
+        members
+        | {
+            "type": "about:blank",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+            "request_id": request_id,
+        }
+    )

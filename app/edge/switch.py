@@ -1,0 +1,66 @@
+"""The front door: log ingestion to the hot path, all else to FastAPI."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from app.edge import ingest, metrics
+from app.edge.request_id import new_request_id
+from app.errors import StorageUnavailable
+
+
+class Edge:
+    """The ASGI application that the server runs, in front of two others.
+
+    It owns the lifespan: what fails to open stops the start with one line, not with a traceback.
+    """
+
+    def __init__(
+        self, control: Any, lifespan: Callable[["Edge"], AbstractAsyncContextManager[None]]
+    ) -> None:
+        self._control = control
+        self._lifespan = lifespan
+        self.ingest: ingest.IngestEndpoint | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass one connection on."""
+        kind = scope["type"]
+        if kind == "http":
+            if scope["path"] == ingest.PATH and scope["method"] == "POST":
+                assert self.ingest is not None  # noqa: S101  # a server opens before it serves
+                await self.ingest(scope, receive, send)
+            else:
+                await self._ask_control(scope, receive, send)
+        elif kind == "lifespan":
+            await self._live(receive, send)
+
+    async def _ask_control(self, scope: Any, receive: Any, send: Any) -> None:
+        """Give the answer a request id, and the limits that the request ran past."""
+        request_id = new_request_id()
+        state = scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                metrics.count_request("control", message["status"])
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if "account" in state:
+                    headers += state["account"].headers()
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._control(scope, receive, send_with_headers)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            async with self._lifespan(self):
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except StorageUnavailable as error:
+            message = f"{error.detail}: {error.reason}"
+        except Exception as error:  # noqa: BLE001  # whatever it is, the operator reads one line
+            message = f"{type(error).__name__}: {error}"
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await send({"type": "lifespan.startup.failed", "message": message})

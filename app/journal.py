@@ -1,0 +1,58 @@
+"""The service's own logs: one JSON object a line on stdout, and never a key in any of them."""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+# The body of a key of ours is 61 base62 characters; whatever stands before it goes too.
+_KEY = re.compile(r"[A-Za-z0-9_-]*_[0-9A-Za-z]{61}(?![0-9A-Za-z])")
+REDACTED = "[key redacted]"
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace what looks like a key in any text of an event, also one inside a traceback."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _KEY.sub(REDACTED, value)
+        elif not isinstance(value, int | float | None):
+            event[name] = _KEY.sub(REDACTED, repr(value))
+    return event
+
+
+def set_up(level: str) -> None:
+    """Send structlog's and the standard library's loggers through one JSON renderer."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                redact,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    # A line a request would cost more than the request; metrics and usage count them.
+    logging.getLogger("uvicorn.access").handlers = []
+    logging.getLogger("uvicorn.access").propagate = False

@@ -1,0 +1,145 @@
+"""The first start: the server's secret, the clients that settings name, the first keys."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
+from app.keys.database import StartRefused, reading, writing
+from app.keys.models import ApiKey, Client
+from app.keys.registry import add_client, any_key, new_key, prepare_import
+from app.keys.roles import ADMIN
+from app.keys.verifier import Peppers
+
+SECRET_FILE = "secret.key"  # noqa: S105 (its name, not its content)
+SECRET_BYTES = 48
+SECRET_LENGTH_MIN = 32
+DEMO_CLIENT_ID = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstKeys:
+    """The texts of the first two keys, to be shown once."""
+
+    client_id: str
+    admin_key: str
+    client_key: str
+
+
+def open_secrets(data_dir: Path, secret_key: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the server's secrets, current one first.
+
+    They come from the settings, else from `data_dir`/secret.key (a line each), which is made
+    with mode 0600 if it is not there. Raises StartRefused if the file cannot be made or used.
+    """
+    if secret_key:
+        return secret_key
+    path = data_dir / SECRET_FILE
+    try:
+        if not path.exists():
+            _make_secret(path)
+        text = path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartRefused(f"{path}: {error}") from error
+    found = tuple(line for line in (line.strip() for line in text.splitlines()) if line)
+    if not found or any(len(secret) < SECRET_LENGTH_MIN for secret in found):
+        # Never replaced: every key ever made depends on it, and a copy may exist elsewhere.
+        raise StartRefused(f"{path}: needs a line of at least {SECRET_LENGTH_MIN} characters")
+    return found
+
+
+def first_start(  # noqa: PLR0913 (each is one setting)
+    engine: Engine,
+    peppers: Peppers,
+    configured: ConfiguredKeys,
+    *,
+    embedded: bool,
+    initial_admin_key: str = "",
+    require_api_key: bool = True,
+    key_hasher: str = "auto",
+) -> FirstKeys | None:
+    """See that a fresh installation can be used; does nothing on a used one.
+
+    - The clients of configured keys exist (and `default`, if no key is required).
+    - INITIAL_ADMIN_KEY is stored if there was never an admin key. Never again after that, or a
+      restart would bring back a revoked one.
+    - On embedded storage without any key, configured ones counted, client `demo` gets one and so
+      does the administrator; both are returned, and exist nowhere else.
+
+    Safe when several processes start together: one of them does it, and gets the keys to show.
+    """
+    client_ids = configured.client_ids | (set() if require_api_key else {DEFAULT_CLIENT_ID})
+    # Looked at before anything is locked or written: most starts have nothing to do.
+    with reading(engine) as session:
+        missing = [c for c in sorted(client_ids) if session.get(Client, c) is None]
+        wants_admin = bool(initial_admin_key) and not any_key(session, role=ADMIN)
+        wants_demo = embedded and not configured and not initial_admin_key and not any_key(session)
+    if not (missing or wants_admin or wants_demo):
+        return None
+    admin: ApiKey | None = None
+    if wants_admin:
+        # Outside the transaction, because argon2 takes its time.
+        admin = prepare_import(
+            peppers,
+            initial_admin_key,
+            client_id=None,
+            name="INITIAL_ADMIN_KEY",
+            key_hasher=key_hasher,
+        )
+    with writing(engine) as session:
+        for client_id in missing:
+            add_client(session, client_id)
+        if admin is not None and not any_key(session, role=ADMIN):
+            session.add(admin)
+        if wants_demo and not any_key(session):
+            return _add_first_keys(session, peppers, key_hasher)
+    return None
+
+
+def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str) -> FirstKeys:
+    add_client(session, DEMO_CLIENT_ID)
+    texts = []
+    for client_id in (None, DEMO_CLIENT_ID):
+        key, text = new_key(
+            peppers,
+            key_hasher,
+            client_id=client_id,
+            name="first admin key" if client_id is None else "demo key",
+            created_by="first start",
+        )
+        session.add(key)
+        texts.append(text)
+    return FirstKeys(DEMO_CLIENT_ID, *texts)
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Written whole under another name, then linked: who sees the file sees all of it, and of two
+    # that start together the second one's link fails, and it reads the first one's.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(SECRET_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        _sync_directory(path.parent)
+    finally:
+        draft.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    # Keys made in the next moment are worth nothing if the file's name is lost in a power cut.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,315 @@
+"""The keys in use: who a key is, in a microsecond, and never a moment after it stopped being so."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import blake2b
+from typing import TypeVar
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from app.errors import InvalidKey, StorageUnavailable
+from app.keys.argon2_pool import Argon2Pool
+from app.keys.configured import DEFAULT_CLIENT_ID, TOKEN_LENGTH_MAX, ConfiguredKeys
+from app.keys.database import sqlite_path
+from app.keys.principal import Limits, Principal
+from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
+from app.keys.token import MalformedToken, ParsedToken, parse
+from app.keys.verifier import Peppers, is_argon2
+from app.keys.watch import ChangeWatch, SqliteWatch, WatchLost
+
+# A principal takes about 1 kB. Past this the cache starts over, which costs each key one more read:
+# an order of eviction would cost every hit.
+CACHE_PRINCIPALS_MAX = 100_000
+# Two cores' worth of argon2, and about half a second of waiting.
+ARGON2_THREADS = 2
+ARGON2_QUEUE = 32
+# Each write to the database empties every worker's cache, so re-tags are gathered.
+RETAG_DELAY_S = 1.0
+
+_ANONYMOUS = b"anonymous"
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+class Keyring:
+    """Verified keys in memory, in front of the control database.
+
+    Belongs to one event loop. Reads of the database are made on the loop itself: an indexed read
+    of SQLite takes less than handing it to a thread, and between such a read and the cache nothing
+    else can run, so a stale answer cannot slip in.
+    """
+
+    def __init__(  # noqa: PLR0913 (its parts, and the sizes that tests make small)
+        self,
+        engine: Engine,
+        peppers: Peppers,
+        defaults: Limits,
+        configured: ConfiguredKeys,
+        *,
+        watch: ChangeWatch | None = None,
+        argon2_threads: int = ARGON2_THREADS,
+        argon2_queue: int = ARGON2_QUEUE,
+        cache_principals_max: int = CACHE_PRINCIPALS_MAX,
+    ) -> None:
+        self._records = Records(engine)
+        self._peppers = peppers
+        self._defaults = defaults
+        self._configured = configured
+        self._argon2 = Argon2Pool(peppers, argon2_threads, argon2_queue)
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="keyring")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retags: dict[UUID, Retag] = {}
+
+        # A dict is looked up by a digest under a key of this process, never by the token: how long
+        # a lookup takes then says nothing about any token.
+        self._digest = blake2b(key=secrets.token_bytes(32), digest_size=16).copy
+        self._verified: dict[bytes, Principal] = {}
+        self._cache_principals_max = cache_principals_max
+        # None = unknown since the last change: then each well-formed key costs a read.
+        self._live: Live | None = None
+
+        self._watch = watch or _watch_of(engine)
+        self._watch_lost = False
+        self._changes = 0
+        self._is_fresh = False
+
+    def cached(self, token: str) -> Principal | None:
+        """Say who this key is if it has been verified since the last change; else None."""
+        if not self._is_fresh:
+            self._notice_changes()
+        principal = self._verified.get(self._token_digest(token))
+        if principal is None or principal.expires_at_s is None:
+            return principal
+        return principal if principal.expires_at_s > time.time() else None
+
+    async def resolve(self, token: str) -> Principal:
+        """Say who this key is, by the database.
+
+        Raises InvalidKey (with code "malformed_key" if only its checksum was wrong),
+        StorageUnavailable when the database cannot be read, Overloaded when too many keys that
+        need argon2 wait already.
+        """
+        if not self._is_fresh:
+            self._notice_changes()
+        if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
+            raise InvalidKey
+        try:
+            parsed = parse(token)
+        except MalformedToken:
+            raise InvalidKey(code="malformed_key") from None
+        # 1 µs a pepper, and only where it is needed: a key of ours names its own row.
+        tags = [] if parsed else list(self._peppers.lookup_tags(token))
+        usable = [c for c in self._candidates(parsed, tags) if c.is_usable()]
+        for candidate in usable:
+            verifier = candidate.key.verifier or ""
+            if not is_argon2(verifier) and self._peppers.verify(verifier, token):
+                return self._accept(token, candidate)
+        return await self._resolve_by_argon2(token, usable)
+
+    def anonymous(self) -> Principal:
+        """Give the caller without a key, for REQUIRE_API_KEY=false: client `default`.
+
+        Raises InvalidKey while that client is absent or inactive.
+        """
+        if not self._is_fresh:
+            self._notice_changes()
+        principal = self._verified.get(_ANONYMOUS)
+        if principal is None:
+            candidate = self._with_client(_ANONYMOUS_KEY)
+            if not candidate.is_usable():
+                raise InvalidKey
+            principal = candidate.principal(self._defaults)
+            self._remember(_ANONYMOUS, principal)
+        return principal
+
+    def close(self) -> None:
+        """Stop what runs in the background and let go of the watch."""
+        for task in self._tasks:
+            task.cancel()
+        self._argon2.close()
+        self._background.shutdown(wait=True, cancel_futures=True)
+        self._watch.close()
+
+    # Noticing changes.
+
+    def _notice_changes(self) -> None:
+        """Ask the watch, at most once a turn of the event loop.
+
+        Exact, although many requests share one answer: the loop runs its callbacks in the order in
+        which they were scheduled, and `_forget` is scheduled with the check. A request runs in a
+        task that is scheduled when its bytes have been read. If they were read after the check, the
+        task runs after `_forget` and so gets a check of its own. If they were read before, the
+        request was on its way before the check, and may be answered as of then: whatever changed
+        later was not done when the request was sent.
+        """
+        try:
+            changed = self._watch.changed()
+        except WatchLost as error:
+            if not self._watch_lost:
+                log.warning("changes of keys cannot be seen, reading each key: %s", error)
+            self._watch_lost = changed = True
+        else:
+            # The first good answer after a gap says nothing about the gap.
+            changed = changed or self._watch_lost
+            self._watch_lost = False
+        if changed:
+            self._changes += 1
+            self._verified.clear()
+            self._live = None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # Without a loop there are no turns: the next call checks again.
+        self._is_fresh = True
+        loop.call_soon(self._forget)
+
+    def _forget(self) -> None:
+        self._is_fresh = False
+
+    # Finding the key.
+
+    def _candidates(self, parsed: ParsedToken | None, tags: list[str]) -> list[Candidate]:
+        """Find what the key may be, reading the database only for what may be there."""
+        if parsed is not None:
+            configured = self._configured.by_token_id(parsed.key_id)
+            if self._live is None or parsed.key_id in self._live.key_ids:
+                stored = self._records.by_key_id(parsed.key_id)
+            else:
+                stored = []
+        else:
+            configured = self._configured.by_tags(tags)
+            if self._live is None or not self._live.lookup_tags.isdisjoint(tags):
+                stored = self._records.by_tags(tags)
+            else:
+                stored = []
+        if self._live is None and not stored and not configured:
+            # Good keys do without the list of live ones; it is for garbage, which has just come.
+            self._reload_live()
+        return [self._with_client(record) for record in configured] + stored
+
+    def _with_client(self, record: KeyRecord) -> Candidate:
+        """Read the client of a key that is not a row."""
+        client = None if record.client_id is None else self._records.client(record.client_id)
+        return Candidate(record, client)
+
+    async def _resolve_by_argon2(self, token: str, usable: list[Candidate]) -> Principal:
+        slow = [c for c in usable if is_argon2(c.key.verifier or "")]
+        if not slow:
+            raise InvalidKey
+        # The tag is asked of keys that name their row as well: wrong secrets with a right, public
+        # key_id would otherwise cost argon2 each.
+        tags = self._peppers.lookup_tags(token)
+        slow = [candidate for candidate in slow if candidate.key.lookup_tag in tags]
+        if not slow:
+            raise InvalidKey
+        # The count of changes is part of the name: who comes after a change joins no older check.
+        flight_id = (self._token_digest(token), self._changes)
+        found = await self._argon2.match(flight_id, token, [c.key.verifier or "" for c in slow])
+        # It took a while: the key may have been revoked, so what counts is read again.
+        for key in (candidate.key for candidate in slow if candidate.key.verifier == found):
+            for candidate in self._again(key):
+                if candidate.key.verifier == found and candidate.is_usable():
+                    return self._accept(token, candidate)
+        raise InvalidKey
+
+    def _again(self, key: KeyRecord) -> list[Candidate]:
+        if key in self._configured:
+            return [self._with_client(key)]
+        return self._records.by_key_id(key.key_id)
+
+    # Accepting it. No `await` from the read of the row to the end of this.
+
+    def _accept(self, token: str, candidate: Candidate) -> Principal:
+        principal = candidate.principal(self._defaults)
+        self._remember(self._token_digest(token), principal)
+        self._retag_later(token, candidate.key)
+        return principal
+
+    def _remember(self, digest: bytes, principal: Principal) -> None:
+        if self._watch_lost:
+            return
+        if len(self._verified) >= self._cache_principals_max:
+            self._verified.clear()
+        self._verified[digest] = principal
+
+    def _token_digest(self, token: str) -> bytes:
+        digest = self._digest()
+        digest.update(token.encode("utf-8", "surrogatepass"))
+        return digest.digest()
+
+    # In the background: never on a request's way, and a failure only logged.
+
+    def _reload_live(self) -> None:
+        if "live" not in {task.get_name() for task in self._tasks}:
+            self._start("live", self._load_live())
+
+    async def _load_live(self) -> None:
+        before = self._changes
+        live = await self._in_background(self._records.live)
+        # A change after the last check and before the read is in the list already; one after the
+        # read is either seen here, and the list thrown away, or seen by the next check.
+        self._notice_changes()
+        if self._changes == before:
+            self._live = live
+
+    def _retag_later(self, token: str, key: KeyRecord) -> None:
+        old = key.verifier or ""
+        tag = self._peppers.lookup_tag(token) if is_argon2(old) else None
+        if self._peppers.is_current(old) and key.lookup_tag == tag:
+            return
+        new = old if is_argon2(old) else self._peppers.make_keyed(token)
+        self._retags[key.id] = Retag(key.id, old, new, tag)
+        if "retag" not in {task.get_name() for task in self._tasks}:
+            self._start("retag", self._write_retags())
+
+    async def _write_retags(self) -> None:
+        await asyncio.sleep(RETAG_DELAY_S)
+        retags, self._retags = list(self._retags.values()), {}
+        await self._in_background(partial(self._records.retag, retags))
+
+    async def _in_background(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._background, work)
+
+    def _start(self, name: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("keyring background task %s failed: %s", task.get_name(), error)
+
+
+def _watch_of(engine: Engine) -> ChangeWatch:
+    try:
+        return SqliteWatch(sqlite_path(engine.url))
+    except WatchLost as error:
+        raise StorageUnavailable(str(error)) from error
+
+
+_ANONYMOUS_KEY = KeyRecord(
+    id=UUID(int=0),
+    key_id="anonymous",
+    client_id=DEFAULT_CLIENT_ID,
+    name="without a key",
+    role="client",
+    scopes=None,
+    allowed_datasets=None,
+    requests_per_minute=None,
+    logs_per_minute=None,
+    bytes_per_minute=None,
+    verifier="",
+    lookup_tag=None,
+    is_active=True,
+    expires_at=None,
+    grace_until=None,
+)

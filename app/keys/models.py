@@ -1,0 +1,132 @@
+"""The rows of the control database: clients and their keys.
+
+Names of constraints follow one convention, because SQLite's batch migrations and PostgreSQL's
+`ALTER TABLE ... DROP CONSTRAINT` can only reach what has a name.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment: refused when it has no zone, stored and returned as UTC, on SQLite too."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Turn any zone into UTC; a moment without one is a programming error."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Put back the zone, which SQLite does not keep."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# An absent list is SQL's NULL, not JSON's null: `IS NULL` must find it.
+_Json = JSON(none_as_null=True)
+
+
+def utc_now() -> datetime:
+    """Give the present, aware, in milliseconds as replies show it."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+class Client(SQLModel, table=True):
+    """A tenant. `client_id` never changes: logs and usage carry it."""
+
+    __tablename__ = "clients"
+
+    client_id: str = Field(primary_key=True, max_length=63)
+    name: str = Field(max_length=255)
+    contact_email: str | None = Field(default=None, max_length=254)
+    is_active: bool = True
+    retention_days: int | None = None
+    # {dataset: days}; what it does not name has `retention_days`.
+    dataset_retention_days: dict[str, int] | None = Field(default=None, sa_type=_Json)
+    # NULL = the service's default, 0 = unlimited.
+    requests_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    logs_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    bytes_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    # `metadata` is taken by SQLAlchemy on every mapped class, hence the other attribute name.
+    extra: dict[str, Any] = Field(
+        default_factory=dict, sa_type=_Json, sa_column_kwargs={"name": "metadata"}
+    )
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class ApiKey(SQLModel, table=True):
+    """A key of a client, or of the platform where `client_id` is NULL.
+
+    When it was last used is not kept here: a write at each use would tell every worker that keys
+    changed, and empty its cache. That belongs to the usage counts.
+    """
+
+    __tablename__ = "api_keys"
+
+    id: UUID = Field(default_factory=uuid4, primary_key=True)
+    key_id: str = Field(unique=True, max_length=64)
+    key_prefix: str = Field(max_length=255)
+    client_id: str | None = Field(
+        default=None, foreign_key="clients.client_id", index=True, max_length=63
+    )
+    name: str = Field(max_length=255)
+    description: str = Field(default="", sa_type=Text)
+    environment: str = Field(default="live", max_length=16)
+    role: str = Field(max_length=32)
+    # NULL = those of the role.
+    scopes: list[str] | None = Field(default=None, sa_type=_Json)
+    # NULL = all.
+    allowed_datasets: list[str] | None = Field(default=None, sa_type=_Json)
+    # NULL = the service's default, 0 = unlimited; never above the client's either way.
+    requests_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    logs_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    bytes_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    extra: dict[str, Any] = Field(
+        default_factory=dict, sa_type=_Json, sa_column_kwargs={"name": "metadata"}
+    )
+    allowed_cidrs: list[str] | None = Field(default=None, sa_type=_Json)
+    allowed_countries: list[str] | None = Field(default=None, sa_type=_Json)
+    allowed_hours: dict[str, Any] | None = Field(default=None, sa_type=_Json)
+    require_signature: bool = False
+
+    # NULL once deleted: nothing can then match, whatever the other columns say.
+    verifier: str | None = Field(default=None, max_length=255)
+    # Only argon2id verifiers have one: see verifier.Peppers.lookup_tags.
+    lookup_tag: str | None = Field(default=None, index=True, max_length=32)
+
+    is_active: bool = True
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    created_by: str | None = Field(default=None, max_length=255)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    # Set on the old key by a rotation: it stops by itself then.
+    grace_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    rotated_to: UUID | None = Field(default=None, foreign_key="api_keys.id")
+    rotated_from: UUID | None = Field(default=None, foreign_key="api_keys.id")
+    deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """Give the end of its life, by its own date or by the grace of a rotation."""
+        return min((end for end in (self.expires_at, self.grace_until) if end), default=None)

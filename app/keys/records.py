@@ -1,0 +1,186 @@
+"""Reading what authentication needs of the control database: few columns, no ORM objects."""
+
+import time
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Engine, Row, Select, bindparam, func, select
+from sqlmodel import col
+
+from app.keys.database import translated_faults, writing
+from app.keys.models import ApiKey, Client
+from app.keys.principal import UNLIMITED, Limits, Principal
+from app.keys.roles import ADMIN, effective_scopes
+
+
+class KeyRecord(NamedTuple):
+    """The columns of a key that decide who it is."""
+
+    id: UUID
+    key_id: str
+    client_id: str | None
+    name: str
+    role: str
+    scopes: list[str] | None
+    allowed_datasets: list[str] | None
+    requests_per_minute: int | None
+    logs_per_minute: int | None
+    bytes_per_minute: int | None
+    verifier: str | None
+    lookup_tag: str | None
+    is_active: bool
+    expires_at: datetime | None
+    grace_until: datetime | None
+
+
+class ClientRecord(NamedTuple):
+    """The columns of a client that bear on its keys."""
+
+    is_active: bool
+    requests_per_minute: int | None
+    logs_per_minute: int | None
+    bytes_per_minute: int | None
+
+
+class Candidate(NamedTuple):
+    """A key that may be the caller's, and its client."""
+
+    key: KeyRecord
+    client: ClientRecord | None
+
+    def is_usable(self) -> bool:
+        """Say whether it may be used now, if it is the caller's."""
+        key = self.key
+        if not key.is_active or key.verifier is None:
+            return False
+        expires_at_s = self.expires_at_s()
+        if expires_at_s is not None and expires_at_s <= time.time():
+            return False
+        # A platform key has no client; any other needs a live one.
+        if key.client_id is None:
+            return key.role == ADMIN
+        return self.client is not None and self.client.is_active and key.role != ADMIN
+
+    def expires_at_s(self) -> float | None:
+        """Give the end of its life, by its own date or by the grace of a rotation."""
+        ends = [end.timestamp() for end in (self.key.expires_at, self.key.grace_until) if end]
+        return min(ends, default=None)
+
+    def principal(self, defaults: Limits) -> Principal:
+        """Make the caller that this key stands for."""
+        key = self.key
+        client_limits = _limits(self.client, defaults) if self.client else UNLIMITED
+        return Principal(
+            id=str(key.id),
+            key_id=key.key_id,
+            client_id=key.client_id,
+            role=key.role,
+            scopes=effective_scopes(key.role, key.scopes),
+            allowed_datasets=(
+                None if key.allowed_datasets is None else frozenset(key.allowed_datasets)
+            ),
+            is_admin=key.role == ADMIN,
+            key_limits=_limits(key, defaults).capped(client_limits),
+            client_limits=client_limits,
+            expires_at_s=self.expires_at_s(),
+            name=key.name,
+        )
+
+
+class Live(NamedTuple):
+    """What garbage is told apart by, without a look at the database."""
+
+    key_ids: frozenset[str]
+    lookup_tags: frozenset[str]
+
+
+class Retag(NamedTuple):
+    """A verifier and its tag under the current pepper, in place of `old`."""
+
+    id: UUID
+    old: str
+    verifier: str
+    lookup_tag: str | None
+
+
+_CLIENT_COLUMNS = [Client.__table__.c[name] for name in ClientRecord._fields]  # type: ignore[attr-defined]
+_CANDIDATES: Select[Any] = select(
+    *(ApiKey.__table__.c[name] for name in KeyRecord._fields),  # type: ignore[attr-defined]
+    *_CLIENT_COLUMNS,
+).outerjoin(Client, col(Client.client_id) == col(ApiKey.client_id))
+_BY_KEY_ID = _CANDIDATES.where(col(ApiKey.key_id) == bindparam("key_id"))
+_BY_TAGS = _CANDIDATES.where(
+    col(ApiKey.lookup_tag).in_(bindparam("tags", expanding=True))
+).order_by(col(ApiKey.created_at), col(ApiKey.key_id))
+_CLIENT: Select[Any] = select(*_CLIENT_COLUMNS).where(
+    col(Client.client_id) == bindparam("client_id")
+)
+# One row: stepping through thousands would have each step fight the event loop for the GIL.
+_LIVE = select(
+    func.aggregate_strings(col(ApiKey.key_id), ","),
+    func.aggregate_strings(col(ApiKey.lookup_tag), ","),
+).where(col(ApiKey.is_active), col(ApiKey.verifier).is_not(None))
+
+
+class Records:
+    """The reads and the one write of authentication; StorageUnavailable if the database fails."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def by_key_id(self, key_id: str) -> list[Candidate]:
+        """Find the key of this public id: one or none."""
+        return self._candidates(_BY_KEY_ID, key_id=key_id)
+
+    def by_tags(self, tags: list[str]) -> list[Candidate]:
+        """Find the keys that carry one of these lookup tags, oldest first."""
+        return self._candidates(_BY_TAGS, tags=tags)
+
+    def client(self, client_id: str) -> ClientRecord | None:
+        """Find a client."""
+        with translated_faults(), self._engine.connect() as connection:
+            row = connection.execute(_CLIENT, {"client_id": client_id}).first()
+        return None if row is None else ClientRecord._make(row)
+
+    def live(self) -> Live:
+        """Read which keys could be used at all."""
+        with translated_faults(), self._engine.connect() as connection:
+            key_ids, tags = connection.execute(_LIVE).one()
+        return Live(
+            frozenset(key_ids.split(",") if key_ids else ()),
+            frozenset(tags.split(",") if tags else ()),
+        )
+
+    def retag(self, retags: list[Retag]) -> None:
+        """Write the new verifiers, each only where the old one still stands."""
+        with writing(self._engine) as session:
+            for retag in retags:
+                # Not by id alone: a key deleted meanwhile must not get a verifier back.
+                session.connection().execute(
+                    ApiKey.__table__.update()  # type: ignore[attr-defined]
+                    .where(col(ApiKey.id) == retag.id, col(ApiKey.verifier) == retag.old)
+                    .values(verifier=retag.verifier, lookup_tag=retag.lookup_tag)
+                )
+
+    def _candidates(self, statement: Select[Any], **values: Any) -> list[Candidate]:
+        with translated_faults(), self._engine.connect() as connection:
+            rows = connection.execute(statement, values).all()
+        return [_candidate(row) for row in rows]
+
+
+def _candidate(row: Row[Any]) -> Candidate:
+    width = len(KeyRecord._fields)
+    key = KeyRecord._make(row[:width])
+    client = None if key.client_id is None else ClientRecord._make(row[width:])
+    return Candidate(key, client)
+
+
+def _limits(owner: KeyRecord | ClientRecord, defaults: Limits) -> Limits:
+    own = (owner.requests_per_minute, owner.logs_per_minute, owner.bytes_per_minute)
+    fallback = (
+        defaults.requests_per_minute,
+        defaults.logs_per_minute,
+        defaults.bytes_per_minute,
+    )
+    return Limits(*(f if o is None else o for o, f in zip(own, fallback, strict=True)))

@@ -1,0 +1,421 @@
+"""The register of clients and keys: made, listed, switched off.
+
+Public functions own their transaction; those that take a session are steps of a larger one.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any, Required, TypedDict, Unpack
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from app.errors import Conflict, Invalid, NotFound
+from app.keys.configured import TOKEN_LENGTH_MAX
+from app.keys.database import reading, writing
+from app.keys.models import ApiKey, Client, utc_now
+from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
+from app.keys.token import (
+    CLIENT_ID_PATTERN,
+    PREFIX_ADMIN,
+    PREFIX_LIVE,
+    PREFIX_PATTERN,
+    PREFIX_TEST,
+    MalformedToken,
+    display,
+    mint,
+    parse,
+    random_key_id,
+)
+from app.keys.verifier import Peppers
+
+ENVIRONMENTS = {"live": PREFIX_LIVE, "test": PREFIX_TEST}
+LIMIT_NAMES = ("requests_per_minute", "logs_per_minute", "bytes_per_minute")
+NAME_LENGTH_MAX = 255
+# Shown in every list of keys: room for labels, not for documents.
+METADATA_BYTES_MAX = 16 * 1024
+DESCRIPTION_LENGTH_MAX = 4_096
+DATASETS_MAX = 1_000
+
+_SLUG_DETAIL = f"must match {CLIENT_ID_PATTERN.pattern}"
+
+
+class KeyProperties(TypedDict, total=False):
+    """What a new key may be given.
+
+    Without client_id it is the platform's: role admin, and no other. `limits` names some of
+    LIMIT_NAMES, 0 = unlimited, None = the default. `prefix` replaces the environment's.
+    """
+
+    client_id: Required[str | None]
+    name: Required[str]
+    description: str
+    environment: str
+    role: str | None
+    scopes: Collection[str] | None
+    allowed_datasets: Collection[str] | None
+    limits: Mapping[str, int | None] | None
+    metadata: dict[str, Any] | None
+    expires_at: datetime | None
+    prefix: str | None
+    created_by: str | None
+
+
+def ensure_client(engine: Engine, client_id: str, *, name: str | None = None) -> Client:
+    """Find the client, or make it; Invalid for what is no client_id."""
+    with reading(engine) as session:
+        client = session.get(Client, client_id)
+    if client is not None:
+        return client
+    with writing(engine) as session:
+        return add_client(session, client_id, name=name)
+
+
+def add_client(session: Session, client_id: str, *, name: str | None = None) -> Client:
+    """Find the client, or make it, in the caller's transaction."""
+    client = session.get(Client, client_id)
+    if client is None:
+        if not CLIENT_ID_PATTERN.fullmatch(client_id):
+            raise Invalid.parameter("client_id", _SLUG_DETAIL)
+        client = Client(client_id=client_id, name=name or client_id)
+        session.add(client)
+        session.flush()
+    return client
+
+
+def create_key(
+    engine: Engine,
+    peppers: Peppers,
+    *,
+    key_hasher: str = "auto",
+    create_client: bool = False,
+    **properties: Unpack[KeyProperties],
+) -> tuple[ApiKey, str]:
+    """Make a key and give its text, which is nowhere stored.
+
+    Raises Invalid, naming each bad field, and NotFound for an unknown client unless
+    `create_client` asks to make it.
+    """
+    key, text = new_key(peppers, key_hasher, **properties)
+    with writing(engine) as session:
+        if key.client_id is not None:
+            if create_client:
+                add_client(session, key.client_id)
+            elif session.get(Client, key.client_id) is None:
+                raise NotFound
+        session.add(key)
+    return key, text
+
+
+def new_key(
+    peppers: Peppers, key_hasher: str, **properties: Unpack[KeyProperties]
+) -> tuple[ApiKey, str]:
+    """Make the row of a key and its text, without storing anything."""
+    client_id = properties["client_id"]
+    prefix = properties.get("prefix")
+    limits = properties.get("limits") or {}
+    scopes = properties.get("scopes")
+    datasets = properties.get("allowed_datasets")
+    key = ApiKey(
+        key_id="",
+        key_prefix="",
+        client_id=client_id,
+        name=properties["name"],
+        description=properties.get("description", ""),
+        environment=properties.get("environment", "live"),
+        role=properties.get("role") or (ADMIN if client_id is None else "client"),
+        scopes=None if scopes is None else sorted(set(scopes)),
+        allowed_datasets=None if datasets is None else sorted(set(datasets)),
+        extra=properties.get("metadata") or {},
+        expires_at=properties.get("expires_at"),
+        created_by=properties.get("created_by"),
+    )
+    errors = [*_faults(key), *_fault("prefix", _prefix_fault(prefix)), *_limit_faults(limits)]
+    if errors:
+        raise Invalid(errors)
+    for name, limit in limits.items():
+        setattr(key, name, limit)
+    if prefix is None:
+        prefix = PREFIX_ADMIN if client_id is None else ENVIRONMENTS[key.environment]
+    token = mint(prefix, client_id)
+    key.key_id, key.key_prefix = token.key_id, token.display
+    _set_verifier(key, token.text, peppers, key_hasher)
+    return key, token.text
+
+
+def prepare_import(
+    peppers: Peppers, token: str, *, client_id: str | None, name: str, key_hasher: str = "auto"
+) -> ApiKey:
+    """Make the row of a key that was made elsewhere, or by another installation; not stored yet.
+
+    What has our format is 256 random bits and gets a keyed verifier, anything else argon2id. Raises
+    Invalid for what could never be accepted as a key.
+    """
+    if not token.isascii() or not token.isprintable() or token.strip() != token:
+        raise Invalid.parameter("key", "must be printable ASCII without surrounding spaces")
+    if not 0 < len(token) <= TOKEN_LENGTH_MAX:
+        raise Invalid.parameter("key", f"must have 1 to {TOKEN_LENGTH_MAX} characters")
+    try:
+        parsed = parse(token)
+    except MalformedToken as error:
+        raise Invalid.parameter("key", f"mistyped: {error}") from None
+    key_id = parsed.key_id if parsed else random_key_id()
+    key = ApiKey(
+        key_id=key_id,
+        # Of a guessable key no part may be shown.
+        key_prefix=display(token) if parsed else f"imported_{key_id}***",
+        client_id=client_id,
+        name=name,
+        role=ADMIN if client_id is None else "client",
+        created_by="import",
+    )
+    if errors := _faults(key):
+        raise Invalid(errors)
+    _set_verifier(key, token, peppers, key_hasher if parsed else "argon2id")
+    return key
+
+
+def import_key(  # noqa: PLR0913 (see create_key)
+    engine: Engine,
+    peppers: Peppers,
+    *,
+    token: str,
+    client_id: str | None,
+    name: str,
+    key_hasher: str = "auto",
+) -> ApiKey:
+    """Store a key that was made elsewhere; Conflict if it is stored already, for whichever client.
+
+    One text that opened two clients' logs would be decided by the order of rows.
+    """
+    key = prepare_import(peppers, token, client_id=client_id, name=name, key_hasher=key_hasher)
+    # Read before the transaction: argon2 must not run while the write lock is held.
+    with reading(engine) as session:
+        alike = session.exec(
+            select(ApiKey).where(
+                (col(ApiKey.key_id) == key.key_id)
+                | col(ApiKey.lookup_tag).in_(peppers.lookup_tags(token))
+            )
+        ).all()
+    if any(a.key_id == key.key_id or peppers.verify(a.verifier or "", token) for a in alike):
+        raise Conflict("This key is stored already")
+    with writing(engine) as session:
+        if client_id is not None and session.get(Client, client_id) is None:
+            raise NotFound
+        session.add(key)
+    return key
+
+
+def list_keys(
+    engine: Engine, client_id: str | None = None, *, include_inactive: bool = False
+) -> list[ApiKey]:
+    """List keys, oldest first; deleted ones are remembered but not listed."""
+    wanted = select(ApiKey).where(col(ApiKey.deleted_at).is_(None))
+    if client_id is not None:
+        wanted = wanted.where(col(ApiKey.client_id) == client_id)
+    if not include_inactive:
+        wanted = wanted.where(col(ApiKey.is_active))
+    with reading(engine) as session:
+        ordered = wanted.order_by(col(ApiKey.created_at), col(ApiKey.id))
+        return list(session.exec(ordered).all())
+
+
+def get_key(engine: Engine, id_or_key_id: str) -> ApiKey:
+    """Find a key by its UUID or its public id; NotFound if there is none or it was deleted."""
+    with reading(engine) as session:
+        return find_key(session, id_or_key_id)
+
+
+def find_key(session: Session, id_or_key_id: str) -> ApiKey:
+    """Do the same in the caller's transaction."""
+    named = col(ApiKey.key_id) == id_or_key_id
+    # A public id has 12 characters and a UUID 32 or more, so none is taken for the other.
+    if re.fullmatch(r"[0-9a-fA-F-]{32,36}", id_or_key_id):
+        try:
+            named = col(ApiKey.id) == UUID(id_or_key_id)
+        except ValueError:
+            raise NotFound from None
+    key = session.exec(select(ApiKey).where(named, col(ApiKey.deleted_at).is_(None))).first()
+    if key is None:
+        raise NotFound
+    return key
+
+
+def deactivate_key(engine: Engine, id_or_key_id: str) -> ApiKey:
+    """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
+    with writing(engine) as session:
+        key = find_key(session, id_or_key_id)
+        # An UPDATE only where there is something to change: each empties every worker's cache.
+        if key.is_active:
+            key.is_active = False
+            session.add(key)
+        return key
+
+
+def has_any_key(engine: Engine) -> bool:
+    """Say whether any key was ever made here."""
+    with reading(engine) as session:
+        return any_key(session)
+
+
+def has_admin_key(engine: Engine) -> bool:
+    """Say whether any platform key was ever made here, revoked and deleted ones included."""
+    with reading(engine) as session:
+        return any_key(session, role=ADMIN)
+
+
+def any_key(session: Session, *, role: str | None = None) -> bool:
+    """Do the same in the caller's transaction, of all keys or of one role."""
+    wanted = select(ApiKey.id).limit(1)
+    if role is not None:
+        wanted = wanted.where(col(ApiKey.role) == role)
+    return session.exec(wanted).first() is not None
+
+
+def key_object(key: ApiKey, last_used_at: datetime | None = None) -> dict[str, Any]:
+    """Show a key as replies and `--json` do: everything but what could help to guess it.
+
+    When it was last used is for the usage counts to say; see models.ApiKey.
+    """
+    return {
+        "id": str(key.id),
+        "key_id": key.key_id,
+        "key_prefix": key.key_prefix,
+        "client_id": key.client_id,
+        "name": key.name,
+        "description": key.description,
+        "environment": key.environment,
+        "role": key.role,
+        "scopes": sorted(effective_scopes(key.role, key.scopes)),
+        "is_admin": key.role == ADMIN,
+        "allowed_datasets": key.allowed_datasets,
+        "limits": {name: getattr(key, name) for name in LIMIT_NAMES},
+        "metadata": key.extra,
+        "allowed_cidrs": key.allowed_cidrs,
+        "allowed_countries": key.allowed_countries,
+        "allowed_hours": key.allowed_hours,
+        "require_signature": key.require_signature,
+        "is_active": key.is_active,
+        "created_at": iso_time(key.created_at),
+        "created_by": key.created_by,
+        "expires_at": iso_time(key.expires_at),
+        "last_used_at": iso_time(last_used_at),
+        "grace_until": iso_time(key.grace_until),
+        "rotated_to": None if key.rotated_to is None else str(key.rotated_to),
+        "rotated_from": None if key.rotated_from is None else str(key.rotated_from),
+    }
+
+
+def iso_time(moment: datetime | None) -> str | None:
+    """Write a moment as RFC 3339 in UTC, to the millisecond."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _set_verifier(key: ApiKey, token: str, peppers: Peppers, key_hasher: str) -> None:
+    if key_hasher == "argon2id":
+        key.verifier = peppers.make_argon2id(token)
+        key.lookup_tag = peppers.lookup_tag(token)
+    else:
+        key.verifier = peppers.make_keyed(token)
+
+
+# Faults: {index, field, detail} of each bad field, all at once rather than one a try.
+
+
+def _fault(field: str, detail: str | None) -> list[dict[str, Any]]:
+    return [{"index": 0, "field": field, "detail": detail}] if detail else []
+
+
+def _faults(key: ApiKey) -> list[dict[str, Any]]:
+    return [
+        *_fault("client_id", _client_fault(key.client_id)),
+        *_fault("name", _name_fault(key.name)),
+        *_fault("description", _description_fault(key.description)),
+        *_fault("environment", _one_of(key.environment, ENVIRONMENTS)),
+        *_fault("role", _one_of(key.role, ROLES) or _reach_fault(key)),
+        *_fault("scopes", _scopes_fault(key.scopes)),
+        *_fault("allowed_datasets", _datasets_fault(key.allowed_datasets)),
+        *_fault("metadata", _metadata_fault(key.extra)),
+        *_fault("expires_at", _expiry_fault(key.expires_at)),
+    ]
+
+
+def _one_of(value: object, allowed: Collection[str]) -> str | None:
+    return None if value in allowed else f"must be one of {', '.join(allowed)}"
+
+
+def _client_fault(client_id: str | None) -> str | None:
+    if client_id is None or CLIENT_ID_PATTERN.fullmatch(client_id):
+        return None
+    return _SLUG_DETAIL
+
+
+def _name_fault(name: str) -> str | None:
+    # isprintable: a line break would get into mail headers and logs.
+    if name.strip() and len(name) <= NAME_LENGTH_MAX and name.isprintable():
+        return None
+    return f"must have 1 to {NAME_LENGTH_MAX} printable characters"
+
+
+def _description_fault(description: str) -> str | None:
+    if len(description) <= DESCRIPTION_LENGTH_MAX and "\0" not in description:
+        return None
+    return f"must have at most {DESCRIPTION_LENGTH_MAX} characters, none of them NUL"
+
+
+def _reach_fault(key: ApiKey) -> str | None:
+    if (key.role == ADMIN) == (key.client_id is None):
+        return None
+    return "admin is the role of keys without client_id, and of no others"
+
+
+def _scopes_fault(scopes: list[str] | None) -> str | None:
+    unknown = sorted(set(scopes or ()) - SCOPES)
+    return f"unknown: {', '.join(unknown)}" if unknown else None
+
+
+def _datasets_fault(datasets: list[str] | None) -> str | None:
+    if datasets is None:
+        return None
+    # Empty could be meant as "none" or as "all": better asked than guessed.
+    if not 0 < len(datasets) <= DATASETS_MAX:
+        return f"must name 1 to {DATASETS_MAX} datasets, or be absent for all"
+    bad = [dataset for dataset in datasets if not CLIENT_ID_PATTERN.fullmatch(dataset)]
+    return f"{_SLUG_DETAIL}: {bad[0]!r}" if bad else None
+
+
+def _metadata_fault(metadata: dict[str, Any]) -> str | None:
+    try:
+        size = len(json.dumps(metadata))
+    except (TypeError, ValueError):
+        return "must be a JSON object"
+    return None if size <= METADATA_BYTES_MAX else f"must be at most {METADATA_BYTES_MAX} bytes"
+
+
+def _expiry_fault(expires_at: datetime | None) -> str | None:
+    if expires_at is None:
+        return None
+    if expires_at.tzinfo is None:
+        return "must have a time zone"
+    return None if expires_at > utc_now() else "must be in the future"
+
+
+def _prefix_fault(prefix: str | None) -> str | None:
+    if prefix is None or PREFIX_PATTERN.fullmatch(prefix):
+        return None
+    return f"must match {PREFIX_PATTERN.pattern}"
+
+
+def _limit_faults(limits: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    faults = []
+    for name, limit in limits.items():
+        if name not in LIMIT_NAMES:
+            faults += _fault(f"limits.{name}", f"must be one of {', '.join(LIMIT_NAMES)}")
+        elif limit is not None and not 0 <= limit < 1 << 63:
+            faults += _fault(f"limits.{name}", "must be 0 (unlimited) or more")
+    return faults

@@ -1,0 +1,144 @@
+"""One log record as a client sends it, and the rules that it must keep."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw
+
+ABSENT = Raw()
+
+# "logs of a client's own id at most": the lengths of spec'd fields, in characters.
+Environment = Annotated[str, Meta(max_length=64)]
+Status = Annotated[str, Meta(max_length=32)]
+ExternalId = Annotated[str, Meta(max_length=128)]
+
+
+class LogRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The fields that are known by name; `error` and `metadata` stay the JSON they came as.
+
+    Decoding into it fails on an unknown field: `validate` then does the record with all care,
+    which takes ten times as long. Both give the same record (a test holds them together).
+    """
+
+    environment: Environment
+    executed_at: str | int | float
+    status: Status
+    workflow: str | None = None
+    run_id: str | None = None
+    level: str | None = None
+    message: str | None = None
+    duration_ms: int | float | None = None
+    error: Raw = ABSENT
+    dataset: str | None = None
+    id: ExternalId | None = None
+    metadata: Raw = ABSENT
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """Why a record is not stored; `field` is None where the record as a whole is at fault.
+
+    `dataset` is set where the only fault is that the key may not write to that dataset.
+    """
+
+    field: str | None
+    detail: str
+    dataset: str | None = None
+
+
+REQUIRED = ("environment", "executed_at", "status")
+MALFORMED = "Malformed JSON"
+TOO_DEEP = "is nested too deeply"
+NOT_UTF8 = "is not valid UTF-8"
+
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.encode
+
+
+def _text_decoder(max_length: int | None) -> Any:
+    text = str if max_length is None else Annotated[str, Meta(max_length=max_length)]
+    return msgspec.json.Decoder(text).decode
+
+
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "environment": (_text_decoder(64), "must be a string of at most 64 characters"),
+    "executed_at": (
+        msgspec.json.Decoder(str | int | float).decode,
+        "must be an RFC 3339 time with an offset, or an epoch number",
+    ),
+    "status": (_text_decoder(32), "must be a string of at most 32 characters"),
+    "workflow": (_text_decoder(None), "must be a string"),
+    "run_id": (_text_decoder(None), "must be a string"),
+    "level": (_text_decoder(None), "must be a string"),
+    "message": (_text_decoder(None), "must be a string"),
+    "duration_ms": (msgspec.json.Decoder(int | float).decode, "must be a finite number"),
+    "error": (lambda raw: raw, ""),
+    "dataset": (_text_decoder(None), "must be a string"),
+    "id": (_text_decoder(128), "must be a string of at most 128 characters"),
+    "metadata": (lambda raw: raw, ""),
+}
+
+
+def malformed(error: Exception) -> str:
+    """Say where JSON is malformed, in the words of the contract."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{MALFORMED}: {NOT_UTF8}"
+    if isinstance(error, RecursionError):
+        return f"{MALFORMED}: {TOO_DEEP}"
+    reason = str(error).removeprefix("JSON is malformed: ")
+    if reason == "Input data was truncated":
+        reason = "it ends too early, or a string holds a lone surrogate"
+    return f"{MALFORMED}: {reason}"
+
+
+def validate(raw: bytes | Raw) -> LogRecord | Rejection:
+    """Decode one record member by member: unknown ones kept, every fault named by its field."""
+    try:
+        members = _decode_members(raw)
+    except msgspec.ValidationError:
+        return Rejection(None, "must be an object")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Rejection(None, malformed(error))
+    known: dict[str, Any] = {}
+    for name, (decode, rule) in _FIELDS.items():
+        member = members.pop(name, None)
+        if member is None or bytes(member) == b"null":
+            if name in REQUIRED:
+                return Rejection(name, "is required")
+            continue
+        try:
+            known[name] = decode(member)
+        except UnicodeDecodeError:
+            return Rejection(name, NOT_UTF8)
+        except (msgspec.DecodeError, RecursionError):
+            return Rejection(name, rule)
+    if members:
+        kept = _keep_unknown(known.get("metadata"), members)
+        if isinstance(kept, Rejection):
+            return kept
+        known["metadata"] = kept
+    return LogRecord(**known)
+
+
+def _keep_unknown(metadata: Raw | None, unknown: dict[str, Raw]) -> Raw | Rejection:
+    """Put unknown members behind those of metadata; a name already there gets a leading `_`.
+
+    The values stay the text that was sent: a number of any size survives.
+    """
+    inner = b""
+    taken: set[str] = set()
+    if metadata is not None:
+        try:
+            taken = set(_decode_members(metadata))
+        except msgspec.ValidationError:
+            return Rejection("metadata", "must be an object")
+        except (UnicodeDecodeError, RecursionError):
+            return Rejection("metadata", NOT_UTF8)
+        inner = bytes(metadata).strip()[1:-1].strip()
+    parts = [inner] if inner else []
+    for name, value in unknown.items():
+        free = name
+        while free in taken:
+            free = f"_{free}"
+        taken.add(free)
+        parts.append(_encode(free) + b":" + bytes(value))
+    return Raw(b"{" + b",".join(parts) + b"}")

@@ -1,0 +1,110 @@
+"""Instants of a log: RFC 3339 text or an epoch number in, whole microseconds + nanoseconds out.
+
+An instant is (us, ns): microseconds since 1970-01-01T00:00Z as a signed int, and the 0-999
+nanoseconds beyond them. Microseconds cover the years 1 to 9999 in 64 bits, nanoseconds do not.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+US_PER_S = 1_000_000
+US_PER_DAY = 86_400 * US_PER_S
+MIN_US = -62_135_596_800 * US_PER_S  # 0001-01-01T00:00:00Z
+MAX_US = 253_402_300_800 * US_PER_S - 1  # 9999-12-31T23:59:59.999999Z
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+_ORDINARY_LENGTHS = frozenset({20, 24, 25, 27, 29, 32})  # seconds, ms or us; Z or +hh:mm
+_LEAP_SECOND = 60
+
+
+class BadTime(ValueError):
+    """Not an instant; the message says why."""
+
+
+def parse_instant(value: str | float) -> tuple[int, int]:
+    """Return (us, ns) of an RFC 3339 text (section 5.6; a leap second counts as the next second)
+    or of a number of seconds, ms, us or ns since 1970, told apart by its magnitude.
+
+    Raises BadTime.
+    """  # noqa: D205, D209
+    if not isinstance(value, str):
+        return _from_epoch(value)
+    # Most texts have a form that the C parser reads exactly; it also takes forms that are not
+    # RFC 3339, so the punctuation is checked here and anything unusual goes the slow way.
+    if len(value) in _ORDINARY_LENGTHS and value[10] in "T " and value[16] == ":":
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return _from_unusual_text(value)
+        if moment.tzinfo is not None and value[4] == value[7] == "-" and value[13] == ":":
+            if len(value) > 20 and value[19] not in ".+-":  # noqa: PLR2004
+                return _from_unusual_text(value)
+            return _microseconds(moment), 0
+    return _from_unusual_text(value)
+
+
+def _microseconds(moment: datetime) -> int:
+    try:
+        delta = moment - _EPOCH
+    except OverflowError:
+        raise BadTime("is outside the years 0001 to 9999") from None
+    us = (delta.days * 86_400 + delta.seconds) * US_PER_S + delta.microseconds
+    if not MIN_US <= us <= MAX_US:
+        raise BadTime("is outside the years 0001 to 9999")
+    return us
+
+
+def _from_unusual_text(value: str) -> tuple[int, int]:
+    match = _RFC3339.fullmatch(value)
+    if match is None:
+        raise BadTime("must be an RFC 3339 time with an offset, or an epoch number")
+    day, minute, second, fraction, offset = match.groups()
+    leap = int(second) == _LEAP_SECOND
+    try:
+        moment = datetime.fromisoformat(
+            f"{day}T{minute}:{'59' if leap else second}{'+00:00' if offset in 'Zz' else offset}"
+        )
+    except ValueError as error:
+        raise BadTime(f"is not a time: {error}") from None
+    us = _microseconds(moment) + (US_PER_S if leap else 0)
+    if us > MAX_US:
+        raise BadTime("is outside the years 0001 to 9999")
+    ns = int(((fraction or "") + "0" * 9)[:9])
+    return us + ns // 1000, ns % 1000
+
+
+def _from_epoch(value: float) -> tuple[int, int]:
+    """Seconds below 1e11 (the year 5138), then ms, us and ns, each a thousand times the last."""
+    size = abs(value)
+    for limit, ns_per_unit in ((1e11, 10**9), (1e14, 10**6), (1e17, 1000), (1e20, 1)):
+        if size < limit:
+            break
+    else:
+        raise BadTime("is outside the years 0001 to 9999")
+    if isinstance(value, int):
+        total_ns = value * ns_per_unit
+    else:
+        # The shortest decimal of a float is what its sender wrote; binary arithmetic is not.
+        total_ns = int(Decimal(repr(value)) * ns_per_unit)
+    us, ns = divmod(total_ns, 1000)
+    if not MIN_US <= us <= MAX_US:
+        raise BadTime("is outside the years 0001 to 9999")
+    return us, ns
+
+
+def format_instant(us: int, ns: int = 0) -> str:
+    """RFC 3339 in UTC with the shortest of 0, 3, 6 or 9 fraction digits that is exact."""
+    moment = _EPOCH + timedelta(microseconds=us)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")  # glibc does not pad the year
+    micro = us % US_PER_S
+    if ns:
+        return f"{text}.{micro:06d}{ns:03d}Z"
+    if micro == 0:
+        return f"{text}Z"
+    if micro % 1000 == 0:
+        return f"{text}.{micro // 1000:03d}Z"
+    return f"{text}.{micro:06d}Z"

@@ -1,0 +1,142 @@
+"""The wiring: settings in, a running service out. Nothing opens before the server starts it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+
+from app import journal
+from app.api.app import create_control_app
+from app.api.services import Services
+from app.edge.address import parse_networks
+from app.edge.auth import Authenticator
+from app.edge.body import Inflight
+from app.edge.ingest import IngestEndpoint
+from app.edge.limits import Limiter
+from app.edge.switch import Edge
+from app.edge.tally import Tally
+from app.keys.bootstrap import FirstKeys, first_start, open_secrets
+from app.keys.configured import ConfiguredKeys
+from app.keys.database import StartRefused, embedded_url, is_current, open_engine, upgrade
+from app.keys.keyring import Keyring
+from app.keys.principal import Limits
+from app.keys.verifier import Peppers, hkdf_sha256
+from app.logs.decode import DecodeLimits
+from app.logs.query import Cursors
+from app.settings import Settings, load_settings
+from app.storage.open import open_store
+
+
+def create_app(settings: Settings) -> Edge:
+    """Build the ASGI application; its lifespan opens and closes everything behind it."""
+    control = create_control_app(metrics_public=settings.metrics_public)
+
+    @asynccontextmanager
+    async def lifespan(edge: Edge) -> AsyncIterator[None]:
+        journal.set_up(settings.log_level)
+        async with AsyncExitStack() as stack:
+            services, edge.ingest = await _open(settings, stack)
+            control.state.services = services
+            yield
+
+    return Edge(control, lifespan)
+
+
+async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, IngestEndpoint]:
+    """Open both planes; `stack` closes them in the opposite order."""
+    secrets = open_secrets(settings.data_dir, settings.secret_key)
+    peppers = Peppers(secrets)
+    engine = open_control(settings)
+    stack.callback(engine.dispose)
+    configured = ConfiguredKeys(
+        peppers,
+        settings.api_keys,
+        settings.api_key_admin,
+        settings.api_key_default,
+        settings.key_hasher,
+    )
+    first = first_start(
+        engine,
+        peppers,
+        configured,
+        embedded=not settings.database_url,
+        initial_admin_key=settings.initial_admin_key,
+        require_api_key=settings.require_api_key,
+        key_hasher=settings.key_hasher,
+    )
+    if first is not None:
+        _show(first, settings)
+    defaults = Limits(
+        settings.default_requests_per_minute,
+        settings.default_logs_per_minute,
+        settings.default_bytes_per_minute,
+    )
+    keyring = Keyring(engine, peppers, defaults, configured)
+    stack.callback(keyring.close)
+    store = await open_store(
+        settings.log_store_url, settings.data_dir, settings.dedup_window_days
+    )
+    stack.push_async_callback(store.aclose)
+    tally = Tally(store)
+    tally.start()
+    stack.push_async_callback(tally.aclose)
+    authenticator = Authenticator(
+        keyring,
+        require_api_key=settings.require_api_key,
+        failures_per_minute=settings.auth_failures_per_minute,
+        trusted_proxies=parse_networks(settings.trusted_proxies),
+    )
+    limiter = Limiter()
+    cursors = Cursors(hkdf_sha256(secrets[0].encode(), b"cursors", 32))
+    ingest = IngestEndpoint(
+        store=store,
+        authenticator=authenticator,
+        limiter=limiter,
+        tally=tally,
+        inflight=Inflight(settings.max_inflight_bytes),
+        decode_limits=DecodeLimits(settings.max_record_bytes, settings.max_batch_records),
+        body_bytes_max=settings.max_body_bytes,
+    )
+    return Services(authenticator, limiter, tally, store, cursors, engine), ingest
+
+
+def open_control(settings: Settings) -> Engine:
+    """Open the control database; on embedded storage bring it up to date first."""
+    engine = open_engine(settings.database_url or embedded_url(settings.data_dir))
+    if not is_current(engine):
+        if settings.database_url:
+            raise StartRefused("DATABASE_URL: run `central-logger migrate` first")
+        upgrade(engine)
+    return engine
+
+
+def _show(first: FirstKeys, settings: Settings) -> None:
+    """Print the first keys, this once; they are stored nowhere."""
+    url = settings.public_url or f"http://{settings.host}:{settings.port}"
+    print(  # noqa: T201
+        f"""
+First start: these keys are shown once and stored nowhere. Keep them.
+
+  admin key:               {first.admin_key}
+  key of client `{first.client_id}`:    {first.client_key}
+
+Send a log:
+
+curl -sS {url}/api/v1/logs -H 'X-API-Key: {first.client_key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"environment":"production","executed_at":"2026-01-01T00:00:00Z","status":"SUCCESS"}}'
+
+Read it back:
+
+curl -sS {url}/api/v1/logs -H 'X-API-Key: {first.client_key}'
+""",
+        flush=True,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Build `app` when a server asks for it, so that importing this module reads no settings."""
+    if name == "app":
+        return create_app(load_settings())
+    raise AttributeError(name)

@@ -1,0 +1,234 @@
+"""A worker's side of the writer process: starts it if nobody has, and finds it again when it dies.
+
+While there is no writer every question fails at once with StorageUnavailable, and a question whose
+answer was lost with a writer fails too: what it asked may or may not be on disk, and nobody was
+told that it is.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import structlog
+
+from app.errors import StorageUnavailable
+from app.logs.batch import Batch, Receipt, StoredOutcome
+from app.logs.identity import ArrivalClock
+from app.logs.store import ClaimHeld
+from app.storage.sqlite.wire import (
+    SOCKET_NAME,
+    Answer,
+    Append,
+    Claim,
+    Claimed,
+    Done,
+    FrameProtocol,
+    Ping,
+    Receipted,
+    Release,
+    Welcome,
+    frame,
+)
+
+ANSWER_S_MAX = 10.0
+CONNECT_S_MAX = 10.0
+RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class WriterClient:
+    """Asks the writer process; supervises it from the side of its user."""
+
+    def __init__(self, directory: Path, dedup_window_days: int, clock: ArrivalClock) -> None:
+        self._directory = directory
+        self._command = (
+            *(sys.executable, "-m", "app.storage.sqlite.writer"),
+            *(str(directory), str(dedup_window_days)),
+        )
+        self._clock = clock
+        self._asked: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        self._number = 0
+        self._outbox: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._welcomed = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Connect, starting the writer if need be; raise StorageUnavailable if it can't be."""
+        self._tasks = [
+            asyncio.create_task(self._stay_connected()),
+            asyncio.create_task(self._give_up_on_late_answers()),
+        ]
+        try:
+            await asyncio.wait_for(self._welcomed.wait(), CONNECT_S_MAX)
+        except TimeoutError:
+            await self.aclose()
+            raise StorageUnavailable("the writer process does not start") from None
+
+    async def aclose(self) -> None:
+        """Say good-bye; wait for the writer to fold its files if it is ours and the last."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._transport is not None:
+            self._transport.close()
+        self._fail_all("closed")
+        if self._process is not None and self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                log.info("the writer process lives on for other workers")
+
+    async def append(self, batch: Batch) -> Receipt:
+        """Return when the batch is on disk."""
+        answer = await self._ask(lambda number: Append(number, batch))
+        return answer.receipt if isinstance(answer, Receipted) else _PLAIN
+
+    async def ping(self) -> None:
+        """Return when the writer answers."""
+        await self._ask(Ping)
+
+    @asynccontextmanager
+    async def claim(self, client_id: str, key: str) -> AsyncIterator[StoredOutcome | None]:
+        """Hold an Idempotency-Key; see LogStore.claim."""
+        answer = await self._ask(lambda number: Claim(number, client_id, key))
+        assert isinstance(answer, Claimed)  # noqa: S101
+        if not answer.granted:
+            raise ClaimHeld
+        try:
+            yield answer.stored
+        finally:
+            self._send(Release(client_id, key))
+
+    def _ask(self, question: Callable[[int], Append | Claim | Ping]) -> asyncio.Future[Any]:
+        if self._transport is None:
+            raise StorageUnavailable("no writer process")
+        self._number += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[self._number] = (future, time.monotonic())
+        self._send(question(self._number))
+        return future
+
+    def _send(self, message: Append | Claim | Ping | Release) -> None:
+        if self._transport is None:
+            return
+        if not self._outbox:
+            # One write a turn of the loop, for all requests of that turn.
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(frame(message))
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        if self._transport is not None:
+            self._transport.write(b"".join(outbox))
+
+    def _answered(self, answer: Answer) -> None:
+        if isinstance(answer, Done):
+            for number in answer.numbers:
+                self._settle(number, answer)
+        elif isinstance(answer, Welcome):
+            self._clock.slot = answer.slot
+            self._welcomed.set()
+        elif isinstance(answer, Receipted | Claimed):
+            self._settle(answer.number, answer)
+        else:
+            log.error("the writer could not store", reason=answer.reason)
+            asked = self._asked.pop(answer.number, None)
+            if asked is not None and not asked[0].done():
+                asked[0].set_exception(StorageUnavailable(answer.reason))
+
+    def _settle(self, number: int, answer: Answer) -> None:
+        asked = self._asked.pop(number, None)
+        # A request whose client went away has cancelled its future; its logs are stored all the
+        # same.
+        if asked is not None and not asked[0].done():
+            asked[0].set_result(answer)
+        elif isinstance(answer, Claimed) and answer.granted:
+            self._send(Release(answer.client_id, answer.key))  # nobody waits for it any more
+
+    def _fail_all(self, reason: str) -> None:
+        asked, self._asked = self._asked, {}
+        for future, _ in asked.values():
+            if not future.done():
+                future.set_exception(StorageUnavailable(reason))
+
+    async def _stay_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        retry_s = RETRY_S_MIN
+        while True:
+            self._lost.clear()
+            try:
+                await loop.create_unix_connection(lambda: _Link(self), str(self._socket_path()))
+            except OSError:
+                await self._start_writer()
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+                continue
+            retry_s = RETRY_S_MIN
+            await self._lost.wait()
+            log.warning("the writer process is gone")
+
+    def _socket_path(self) -> Path:
+        """Name the socket briefly: its path may not be longer than about 100 bytes."""
+        path = self._directory / SOCKET_NAME
+        if len(os.fsencode(path)) < 100:  # noqa: PLR2004
+            return path
+        return Path(os.path.relpath(path))
+
+    async def _start_writer(self) -> None:
+        """Start a writer unless ours still runs; of two that race, the loser leaves at once."""
+        if self._process is not None and self._process.returncode is None:
+            return
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+
+    async def _give_up_on_late_answers(self) -> None:
+        """A writer that is stopped, not dead, must not hold requests for ever."""
+        while True:
+            await asyncio.sleep(1)
+            late = time.monotonic() - ANSWER_S_MAX
+            for number, (future, asked_at) in list(self._asked.items()):
+                if asked_at > late:
+                    break  # they stand in the order of asking
+                del self._asked[number]
+                if not future.done():
+                    future.set_exception(StorageUnavailable("the writer process does not answer"))
+
+    def connected(self, transport: asyncio.Transport) -> None:
+        """Begin to use a connection."""
+        self._transport = transport
+
+    def disconnected(self) -> None:
+        """Fail all that was asked: the answers are lost."""
+        self._transport = None
+        self._outbox = []
+        self._welcomed.clear()
+        self._fail_all("the writer process is gone")
+        self._lost.set()
+
+
+class _Link(FrameProtocol):
+    """The connection of one writer's life."""
+
+    def __init__(self, client: WriterClient) -> None:
+        super().__init__(msgspec.msgpack.Decoder(Answer).decode, client._answered)  # noqa: SLF001
+        self._client = client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._client.connected(cast("asyncio.Transport", transport))  # uvloop's is none by class
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.disconnected()
+
+
+_PLAIN = Receipt()

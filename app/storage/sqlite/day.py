@@ -1,0 +1,229 @@
+"""Writing one day file: batches in, receipts out, everything of a group in one transaction."""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.logs.batch import (
+    ROW_EXTERNAL_ID,
+    ROW_SERIES,
+    Batch,
+    Receipt,
+    Row,
+    Series,
+    StoredOutcome,
+    UsageCounts,
+    UsageKey,
+    count_usage,
+)
+from app.logs.identity import format_id
+from app.sqlite import sqlite3
+from app.storage.sqlite.schema import COLUMNS, PRAGMAS, create_day, insert_sql
+
+IDEMPOTENCY_WINDOW_US = 24 * 3600 * 1_000_000
+# Beyond this many a names cache starts anew: it only saves look-ups.
+NAMES_MAX = 100_000
+# Rows in one INSERT. Larger statements gain nothing and cost the statement cache.
+CHUNK_ROWS = 100
+
+_SELECT_BY_EXTERNAL_ID = """
+    SELECT external_id, us, seq FROM logs
+    WHERE client = ? AND external_id IN (SELECT value FROM json_each(?))"""
+_UPSERT_USAGE = """
+    INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
+        logs = logs + excluded.logs, bytes = bytes + excluded.bytes,
+        rejected = rejected + excluded.rejected, denied = denied + excluded.denied"""
+
+
+class DayFile:
+    """The one writing connection to a day file. Any error leaves nothing of the group behind."""
+
+    def __init__(
+        self, path: Path, day: int, around: Callable[[int], Sequence["DayFile"]]
+    ) -> None:
+        """Open or create the file; days `around` it are asked for record ids already stored."""
+        if not path.exists():
+            create_day(path)
+        self.day = day
+        self._around = around
+        self._db = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+        for pragma in PRAGMAS:
+            self._db.execute(pragma)
+        self._clients: dict[str, int] = {}
+        self._series: dict[tuple[int, Series], int] = {}
+        found = self._db.execute("SELECT 1 FROM logs WHERE external_id IS NOT NULL LIMIT 1")
+        self._has_external_ids = found.fetchone() is not None
+
+    def close(self) -> None:
+        """Fold the log of writes into the file and let go of it."""
+        self._db.close()
+
+    def commit(self, batches: Sequence[Batch]) -> list[Receipt]:
+        """Store a group of batches in one transaction with one fsync.
+
+        Raises sqlite3.Error; then nothing of the group is stored.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            receipts = self._store(batches)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._clients.clear()  # the ids given in this transaction go with it
+            self._series.clear()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        return receipts
+
+    def _store(self, batches: Sequence[Batch]) -> list[Receipt]:
+        receipts = []
+        flat: list[Any] = []
+        usage: dict[UsageKey, UsageCounts] = {}
+        # Ids of this group whose rows are still in `flat`, where SQL can't see them.
+        fresh: dict[tuple[int, str], str] = {}
+        for batch in batches:
+            client = self._client(batch.client_id)
+            rows, receipt = self._without_duplicates(client, batch, fresh)
+            series = [self._series_id(client, one) for one in batch.series]
+            for row in rows:
+                flat.append(client)
+                flat += row
+            # Each row brought its batch's own number of the series, at a fixed stride.
+            start, stride = len(flat) - len(rows) * len(COLUMNS) + 1 + ROW_SERIES, len(COLUMNS)
+            flat[start::stride] = [series[place] for place in flat[start::stride]]
+            count_usage(usage, batch, rows)
+            if batch.idempotency is not None:
+                self._remember(client, batch, receipt)
+            receipts.append(receipt)
+        self._insert(flat)
+        self._db.executemany(
+            _UPSERT_USAGE,
+            [
+                (self._client(client_id), minute, key_id, dataset, *counts)
+                for (minute, client_id, key_id, dataset), counts in usage.items()
+            ],
+        )
+        return receipts
+
+    def _insert(self, flat: list[Any]) -> None:
+        width = CHUNK_ROWS * len(COLUMNS)
+        whole = len(flat) - len(flat) % width
+        for at in range(0, whole, width):
+            self._db.execute(insert_sql(CHUNK_ROWS), flat[at : at + width])
+        if whole < len(flat):
+            self._db.execute(insert_sql((len(flat) - whole) // len(COLUMNS)), flat[whole:])
+
+    def _without_duplicates(
+        self, client: int, batch: Batch, fresh: dict[tuple[int, str], str]
+    ) -> tuple[list[Row], Receipt]:
+        sent = {row[ROW_EXTERNAL_ID] for row in batch.rows}
+        sent.discard(None)
+        if not sent:
+            return batch.rows, Receipt()
+        asked = msgspec.json.encode(list(sent)).decode()
+        stored = dict(
+            chain.from_iterable(
+                day.find_external_ids(batch.client_id, asked)
+                for day in (*self._around(self.day), self)
+            )
+        )
+        self._has_external_ids = True
+        kept = []
+        duplicate_id = None
+        for row in batch.rows:
+            external_id = row[ROW_EXTERNAL_ID]
+            if external_id is not None:
+                known = stored.get(external_id) or fresh.get((client, external_id))
+                if known is not None:
+                    duplicate_id = duplicate_id or known
+                    continue
+                fresh[client, external_id] = format_id(row[0], batch.day, row[1])
+            kept.append(row)
+        return kept, Receipt(len(batch.rows) - len(kept), duplicate_id)
+
+    def find_external_ids(self, client_id: str, asked: str) -> list[tuple[str, str]]:
+        """Return (external_id, id) of those of a JSON array of ids that this day holds."""
+        if not self._has_external_ids:
+            return []
+        client = self._client_if_known(client_id)
+        if client is None:
+            return []
+        found = self._db.execute(_SELECT_BY_EXTERNAL_ID, (client, asked)).fetchall()
+        return [(external_id, format_id(us, self.day, seq)) for external_id, us, seq in found]
+
+    def find_outcome(self, client_id: str, key: str) -> StoredOutcome | None:
+        """Return what an Idempotency-Key led to in the last 24 h."""
+        client = self._client_if_known(client_id)
+        found = self._db.execute(
+            """SELECT digest, outcome, duplicates, duplicate_id FROM idempotency
+            WHERE client = ? AND key = ? AND created_us > ?""",
+            (client, key, time.time_ns() // 1000 - IDEMPOTENCY_WINDOW_US),
+        ).fetchone()
+        if found is None:
+            return None
+        return StoredOutcome(found[0], found[1], Receipt(found[2], found[3]))
+
+    def _remember(self, client: int, batch: Batch, receipt: Receipt) -> None:
+        assert batch.idempotency is not None  # noqa: S101
+        self._db.execute(
+            "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                client,
+                batch.idempotency.key,
+                time.time_ns() // 1000,
+                batch.idempotency.digest,
+                batch.idempotency.outcome,
+                receipt.duplicates,
+                receipt.duplicate_id,
+            ),
+        )
+
+    def _client_if_known(self, client_id: str) -> int | None:
+        known = self._clients.get(client_id)
+        if known is None:
+            found = self._db.execute(
+                "SELECT id FROM clients WHERE client_id = ?", (client_id,)
+            ).fetchone()
+            if found is None:
+                return None
+            if len(self._clients) >= NAMES_MAX:
+                self._clients.clear()
+            known = self._clients[client_id] = int(found[0])
+        return known
+
+    def _client(self, client_id: str) -> int:
+        known = self._client_if_known(client_id)
+        if known is None:
+            made = self._db.execute("INSERT INTO clients (client_id) VALUES (?)", (client_id,))
+            known = self._clients[client_id] = int(made.lastrowid or 0)
+        return known
+
+    def _series_id(self, client: int, series: Series) -> int:
+        key = (client, tuple(series))
+        known = self._series.get(key)
+        if known is None:
+            dataset, environment, status, level, workflow = series
+            values = (client, workflow, environment, status, level, dataset)
+            found = self._db.execute(
+                """SELECT id FROM series WHERE client = ? AND workflow IS ? AND environment = ?
+                AND status = ? AND level IS ? AND dataset = ?""",
+                values,
+            ).fetchone()
+            if found is None:
+                made = self._db.execute(
+                    """INSERT INTO series (client, workflow, environment, status, level, dataset)
+                    VALUES (?, ?, ?, ?, ?, ?)""",
+                    values,
+                )
+                known = int(made.lastrowid or 0)
+            else:
+                known = int(found[0])
+            if len(self._series) >= NAMES_MAX:
+                self._series.clear()
+            self._series[key] = known
+        return known

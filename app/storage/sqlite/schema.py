@@ -1,0 +1,111 @@
+"""A day file: the SQLite schema, its pragmas, and the statements that write it.
+
+One file holds all that arrived on one UTC day, so that retention is an unlink, and a commit is
+atomic: logs, usage, idempotency keys and record ids live or die together.
+
+The logs are clustered by (client, time): a page is one run of neighbouring rows, no second index
+is kept up on the write path, and one client's rows are nowhere near another's.
+"""
+
+import os
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+
+from app.sqlite import sqlite3
+
+PAGE_BYTES = 8192
+PRAGMAS = (
+    f"PRAGMA page_size = {PAGE_BYTES}",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",  # COMMIT returns after the fsync of the log of writes
+    "PRAGMA wal_autocheckpoint = 2000",  # 16 MiB
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA cache_size = -32768",
+    "PRAGMA temp_store = MEMORY",
+)
+
+# Times are us since 1970. `seq` holds the ns beyond, the us of arrival and the writer's slot
+# (app/logs/identity.py). `error` and `metadata` are JSON texts.
+CREATE_STATEMENTS = (
+    "CREATE TABLE clients (id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE series (
+        id INTEGER PRIMARY KEY, client INTEGER NOT NULL, dataset TEXT NOT NULL,
+        environment TEXT NOT NULL, status TEXT NOT NULL, level TEXT, workflow TEXT)""",
+    "CREATE INDEX series_of ON series (client, workflow, environment, status, level, dataset)",
+    """CREATE TABLE logs (
+        client INTEGER NOT NULL, us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        series INTEGER NOT NULL, run_id TEXT, duration_ms, external_id TEXT,
+        message TEXT, error TEXT, metadata TEXT,
+        PRIMARY KEY (client, us, seq)) WITHOUT ROWID""",
+    """CREATE UNIQUE INDEX external_ids ON logs (client, external_id)
+        WHERE external_id IS NOT NULL""",
+    """CREATE TABLE usage (
+        client INTEGER NOT NULL, minute INTEGER NOT NULL, key_id TEXT NOT NULL,
+        dataset TEXT NOT NULL, requests INTEGER NOT NULL, logs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, rejected INTEGER NOT NULL, denied INTEGER NOT NULL,
+        PRIMARY KEY (client, minute, key_id, dataset)) WITHOUT ROWID""",
+    """CREATE TABLE idempotency (
+        client INTEGER NOT NULL, key TEXT NOT NULL, created_us INTEGER NOT NULL,
+        digest BLOB NOT NULL, outcome BLOB NOT NULL, duplicates INTEGER NOT NULL,
+        duplicate_id TEXT, PRIMARY KEY (client, key)) WITHOUT ROWID""",
+)
+SCHEMA_VERSION = 1
+
+COLUMNS = (
+    "client",
+    "us",
+    "seq",
+    "series",
+    "run_id",
+    "duration_ms",
+    "external_id",
+    "message",
+    "error",
+    "metadata",
+)
+
+SUFFIX = ".db"
+_EPOCH = date(1970, 1, 1).toordinal()
+
+
+@lru_cache(maxsize=512)
+def insert_sql(rows: int) -> str:
+    """Return one INSERT of `rows` logs: one statement costs a third of as many single ones."""
+    one = f"({','.join('?' * len(COLUMNS))})"
+    return f"INSERT INTO logs ({','.join(COLUMNS)}) VALUES {','.join([one] * rows)}"
+
+
+def day_path(directory: Path, day: int) -> Path:
+    """Return the file of a day since 1970: `2026-11-21.db`."""
+    return directory / f"{date.fromordinal(_EPOCH + day).isoformat()}{SUFFIX}"
+
+
+def list_days(directory: Path) -> dict[int, Path]:
+    """Return the day files there are, by day."""
+    days = {}
+    for path in directory.glob(f"????-??-??{SUFFIX}"):
+        try:
+            days[date.fromisoformat(path.stem).toordinal() - _EPOCH] = path
+        except ValueError:
+            continue  # not ours
+    return days
+
+
+def create_day(path: Path) -> None:
+    """Make an empty day file that appears whole under its name, or not at all."""
+    draft = path.with_suffix(".new")
+    for leftover in path.parent.glob(f"{draft.name}*"):
+        leftover.unlink()
+    connection = sqlite3.connect(draft, isolation_level=None)
+    try:
+        for statement in (*PRAGMAS, *CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}"):
+            connection.execute(statement)
+    finally:
+        connection.close()  # the last connection folds the log of writes into the file
+    draft.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the name may not outlive a power cut that the logs do
+    finally:
+        os.close(directory)

@@ -1,0 +1,294 @@
+"""The writer process: owns every write and checkpoint of the day files.
+
+    python -m app.storage.sqlite.writer DIRECTORY DEDUP_WINDOW_DAYS
+
+Workers connect to its Unix socket. What has arrived while one commit ran is the next group: one
+transaction, one fsync, then the answers. A lock on the directory lets only one writer live; it
+lives as long as somebody is connected, whoever started it, so that no signal to a process group
+and no death of a worker takes the store from the others.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import msgspec
+
+from app.logs.batch import Batch, Receipt, StoredOutcome
+from app.logs.identity import SLOT_MASK
+from app.sqlite import sqlite3
+from app.storage.sqlite.day import DayFile
+from app.storage.sqlite.schema import day_path, list_days
+from app.storage.sqlite.wire import (
+    SOCKET_NAME,
+    Answer,
+    Append,
+    Claim,
+    Claimed,
+    Done,
+    Failed,
+    FrameProtocol,
+    Ping,
+    Question,
+    Receipted,
+    Release,
+    Welcome,
+    frame,
+)
+
+LOCK_NAME = "writer.lock"
+# Without anybody connected: time for the first worker to come, or for another to take over.
+IDLE_S_MAX = 0.5
+START_S_MAX = 10.0
+ALREADY_RUNNING = 3
+# Faults of what a batch holds, not of the disk below.
+_BATCH_FAULTS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    ValueError,
+    OverflowError,
+)
+
+
+class DayFiles:
+    """The open day files: the days that are written to, and those asked for record ids."""
+
+    def __init__(self, directory: Path, dedup_window_days: int) -> None:
+        self._directory = directory
+        self._window = dedup_window_days
+        self._days = set(list_days(directory))  # nobody else makes or removes any
+        self._open: dict[int, DayFile] = {}
+
+    def get(self, day: int) -> DayFile:
+        """Return the file of an arrival day, made if there is none."""
+        file = self._open.get(day)
+        if file is None:
+            file = DayFile(day_path(self._directory, day), day, self.around)
+            self._open[day] = file
+            self._days.add(day)
+            for past in [one for one in self._open if one < day - self._window - 1]:
+                self._open.pop(past).close()
+        return file
+
+    def around(self, day: int) -> list[DayFile]:
+        """Return the other files that may hold a record id of this day's window.
+
+        The day after is one of them: around midnight workers and clocks disagree for a moment.
+        """
+        window = range(day - self._window, day + 2)
+        return [self.get(one) for one in window if one in self._days and one != day]
+
+    def find_outcome(self, day: int, client_id: str, key: str) -> StoredOutcome | None:
+        """Return what an Idempotency-Key led to in the last 24 h."""
+        for one in (day, day - 1, day + 1):
+            if one in self._days:
+                stored = self.get(one).find_outcome(client_id, key)
+                if stored is not None:
+                    return stored
+        return None
+
+    def drop(self) -> None:
+        """Let go of every file; the next use opens them anew, as after a fault it must."""
+        while self._open:
+            _, file = self._open.popitem()
+            file.close()
+
+
+class Connection(FrameProtocol):
+    """One worker."""
+
+    def __init__(self, writer: "Writer") -> None:
+        super().__init__(msgspec.msgpack.Decoder(Question).decode, self._question)
+        self._writer = writer
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self.send(Welcome(self._writer.welcome(self)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._writer.farewell(self)
+
+    def send(self, answer: Answer) -> None:
+        """Answer, unless the worker has gone: then nobody was told, and nobody relies on it."""
+        if self._transport is not None:
+            self._transport.write(frame(answer))
+
+    def _question(self, question: Question) -> None:
+        if isinstance(question, Append):
+            self._writer.append(self, question)
+        elif isinstance(question, Claim):
+            self._writer.claim(self, question)
+        elif isinstance(question, Release):
+            self._writer.release(self, (question.client_id, question.key))
+        else:
+            self.send(Done([question.number]))
+
+
+class Writer:
+    """Groups appends of all connections and commits them."""
+
+    def __init__(self, files: DayFiles, today: Callable[[], int]) -> None:
+        self._files = files
+        self._today = today
+        self._pending: list[tuple[Connection, Append]] = []
+        self._claims: dict[tuple[str, str], Connection] = {}
+        self._connections: set[Connection] = set()
+        self._next_slot = int.from_bytes(os.urandom(2), "big")
+        self._idle: asyncio.TimerHandle | None = None
+        self.finished = asyncio.Event()
+        self._wait_for_workers(START_S_MAX)
+
+    def welcome(self, connection: Connection) -> int:
+        """Take in a worker and give it a slot that no other one has now."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._connections.add(connection)
+        self._next_slot = (self._next_slot + 1) & SLOT_MASK
+        return self._next_slot
+
+    def farewell(self, connection: Connection) -> None:
+        """Forget a worker and what it claimed; what it sent is still committed."""
+        self._connections.discard(connection)
+        self._claims = {key: one for key, one in self._claims.items() if one is not connection}
+        if not self._connections:
+            self._wait_for_workers(IDLE_S_MAX)
+
+    def _wait_for_workers(self, seconds: float) -> None:
+        self._idle = asyncio.get_running_loop().call_later(seconds, self.finished.set)
+
+    def claim(self, connection: Connection, claim: Claim) -> None:
+        """Give an Idempotency-Key to one request at a time, with what it led to before."""
+        name = (claim.client_id, claim.key)
+        if name in self._claims:
+            connection.send(Claimed(claim.number, *name, granted=False, stored=None))
+            return
+        try:
+            stored = self._files.find_outcome(self._today(), claim.client_id, claim.key)
+        except (sqlite3.Error, OSError) as error:
+            connection.send(Failed(claim.number, repr(error)))
+            return
+        self._claims[name] = connection
+        connection.send(Claimed(claim.number, *name, granted=True, stored=stored))
+
+    def release(self, connection: Connection, name: tuple[str, str]) -> None:
+        """Take a claim back from its holder."""
+        if self._claims.get(name) is connection:
+            del self._claims[name]
+
+    def append(self, connection: Connection, append: Append) -> None:
+        """Put a batch into the next group."""
+        if not self._pending:
+            # Runs after the loop has read every socket that is ready: all of that is one group.
+            asyncio.get_running_loop().call_soon(self._commit)
+        self._pending.append((connection, append))
+
+    def _commit(self) -> None:
+        group, self._pending = self._pending, []
+        by_day: dict[int, list[tuple[Connection, Append]]] = {}
+        for connection, append in group:
+            if self._lost_claim(connection, append.batch):
+                connection.send(Failed(append.number, "the claim is another's now"))
+            else:
+                by_day.setdefault(append.batch.day, []).append((connection, append))
+        for day, asked in by_day.items():
+            self._commit_day(day, asked)
+
+    def _lost_claim(self, connection: Connection, batch: Batch) -> bool:
+        """A claim given by a writer that has died since protects nothing any more."""
+        claimed = batch.idempotency
+        if claimed is None:
+            return False
+        return self._claims.get((batch.client_id, claimed.key)) is not connection
+
+    def _commit_day(self, day: int, asked: list[tuple[Connection, Append]]) -> None:
+        try:
+            receipts = self._files.get(day).commit([append.batch for _, append in asked])
+        except _BATCH_FAULTS as error:
+            if len(asked) == 1:
+                self._fail(asked, error)
+                return
+            for one in asked:  # a batch that can't be stored must not fail its neighbours
+                self._commit_day(day, [one])
+        except (sqlite3.Error, OSError) as error:
+            # No space, no permission, a bad disk: whatever it was, trust no open file after it.
+            self._files.drop()
+            self._fail(asked, error)
+        else:
+            self._answer(asked, receipts)
+
+    def _fail(self, asked: list[tuple[Connection, Append]], error: Exception) -> None:
+        for connection, append in asked:
+            connection.send(Failed(append.number, repr(error)))
+
+    def _answer(self, asked: list[tuple[Connection, Append]], receipts: list[Receipt]) -> None:
+        plain: dict[Connection, list[int]] = {}
+        for (connection, append), receipt in zip(asked, receipts, strict=True):
+            if receipt.duplicates:
+                connection.send(Receipted(append.number, receipt))
+            else:
+                plain.setdefault(connection, []).append(append.number)
+        for connection, numbers in plain.items():
+            connection.send(Done(numbers))
+
+
+def _lock(directory: Path) -> TextIO | None:
+    held = (directory / LOCK_NAME).open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        return None
+    return held
+
+
+async def _serve(directory: Path, dedup_window_days: int) -> None:
+    asyncio.get_running_loop().set_exception_handler(_die)
+    files = DayFiles(directory, dedup_window_days)
+    writer = Writer(files, lambda: int(time.time() // 86_400))
+    # Relative to the directory: a Unix socket's path may not be longer than about 100 bytes.
+    os.chdir(directory)
+    os.umask(0o077)
+    Path(SOCKET_NAME).unlink(missing_ok=True)
+    server = await asyncio.get_running_loop().create_unix_server(
+        lambda: Connection(writer), SOCKET_NAME
+    )
+    await writer.finished.wait()
+    server.close()
+    files.drop()
+
+
+def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End at the unexpected: the workers start a new writer from what is on disk."""
+    loop.default_exception_handler(context)
+    os._exit(1)
+
+
+def main() -> int:
+    """Run until nobody is connected any more."""
+    directory, dedup_window_days = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    # The workers drain on these; the writer ends when the last of them has said good-bye.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    held = _lock(directory)
+    if held is None:
+        return ALREADY_RUNNING
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(directory, dedup_window_days))
+    else:
+        uvloop.run(_serve(directory, dedup_window_days))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

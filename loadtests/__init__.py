@@ -1,0 +1,1 @@
+"""Load generation: realistic records, load clients, baselines, and the benches on top of them."""

@@ -1,0 +1,115 @@
+"""What the commands in this directory share: the control plane, questions, and how they end.
+
+Exit status: 0 done, 1 refused or not possible, 2 wrong usage or a bad setting.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, NoReturn
+
+from sqlalchemy import Engine
+
+from app.errors import Invalid, LoggerError, StorageUnavailable
+from app.keys.bootstrap import open_secrets
+from app.keys.database import StartRefused, embedded_url, is_current, open_engine, upgrade
+from app.keys.verifier import Peppers
+from app.settings import BadSetting, Settings, load_settings
+
+
+class Refused(Exception):
+    """The command does not do it; the text is for its user."""
+
+
+class ControlPlane(NamedTuple):
+    """What a command works on."""
+
+    settings: Settings
+    engine: Engine
+    peppers: Peppers
+
+
+@contextmanager
+def control_plane() -> Iterator[ControlPlane]:
+    """Open the control plane as the server would from this directory, running or not."""
+    settings = load_settings()
+    embedded = not settings.database_url
+    if not embedded and not settings.secret_key:
+        raise BadSetting(
+            "SECRET_KEY: required with DATABASE_URL; example: SECRET_KEY=at least 32 characters"
+        )
+    # The database first: a secret is of no use where no database can be made.
+    engine = open_engine(settings.database_url or embedded_url(settings.data_dir))
+    try:
+        if not is_current(engine):
+            if not embedded:
+                raise Refused("the database is not up to date; run: central-logger migrate")
+            upgrade(engine)
+            # A relative DATA_DIR in an unexpected directory should not go unseen.
+            print(f"Prepared {engine.url.database}", file=sys.stderr)
+        peppers = Peppers(open_secrets(settings.data_dir, settings.secret_key))
+        yield ControlPlane(settings, engine, peppers)
+    finally:
+        engine.dispose()
+
+
+def run(command: Callable[[], None]) -> NoReturn:
+    """Run a command and end the process as its outcome asks: one line, no traceback."""
+    try:
+        command()
+        sys.stdout.flush()
+    except BadSetting as error:
+        _end(2, str(error))
+    except Invalid as error:
+        faults = error.members["errors"]
+        _end(1, "; ".join(f"{fault['field']} {fault['detail']}" for fault in faults))
+    except StorageUnavailable as error:
+        _end(1, f"the control database cannot be used: {error.reason}")
+    except (Refused, StartRefused, LoggerError) as error:
+        _end(1, str(error))
+    except BrokenPipeError:
+        # The reader (`| head`) has enough; the interpreter's own flush must not complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def ask(question: str, *, to_stderr: bool) -> str:
+    """Ask for a value; the empty text if there is no answer.
+
+    The question goes to stderr where stdout is for a machine.
+    """
+    print(question, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    if not (line.endswith("\n") and sys.stdin.isatty()):
+        # Nobody typed the line break that would end the question's line.
+        print(file=sys.stderr if to_stderr else sys.stdout)
+    return line.strip()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value, alone on its line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def moment(text: str) -> datetime:
+    """Read RFC 3339 (UTC if no zone is given), a date, or days from now as `90d`."""
+    try:
+        if text.endswith("d"):
+            return datetime.now(UTC) + timedelta(days=int(text[:-1]))
+        parsed = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"not a time: {text!r} (examples: 2027-01-31T12:00:00Z, 2027-01-31, 90d)"
+        ) from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _end(status: int, message: str) -> NoReturn:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

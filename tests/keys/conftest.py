@@ -1,0 +1,74 @@
+"""A control database of this test's own, and what works on it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.keys.configured import ConfiguredKeys
+from app.keys.database import embedded_url, open_engine, upgrade
+from app.keys.keyring import Keyring
+from app.keys.principal import Limits
+from app.keys.verifier import Peppers
+from app.keys.watch import WatchLost
+
+SECRET = "the first secret of this test suite"
+OLD_SECRET = "the second secret of this test suite"
+DEFAULTS = Limits(600, 12_000, 1_000_000)
+
+KeyringFactory = Callable[..., Keyring]
+
+
+class FakeWatch:
+    """A watch that tells what the test told it."""
+
+    def __init__(self) -> None:
+        self.pending = False
+        self.lost = False
+        self.asked = 0
+
+    def changed(self) -> bool:
+        """Report a pending change once."""
+        self.asked += 1
+        if self.lost:
+            raise WatchLost("as the test wants")
+        pending, self.pending = self.pending, False
+        return pending
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Give a migrated control database."""
+    engine = open_engine(embedded_url(tmp_path))
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def peppers() -> Peppers:
+    """Give the peppers of one secret."""
+    return Peppers([SECRET])
+
+
+@pytest.fixture
+def make_keyring(engine: Engine, peppers: Peppers) -> Iterator[KeyringFactory]:
+    """Make keyrings on the database, closed at the end."""
+    made: list[Keyring] = []
+
+    def make(**overrides: object) -> Keyring:
+        parts: dict[str, object] = {
+            "peppers": peppers,
+            "defaults": DEFAULTS,
+            "configured": ConfiguredKeys(peppers, {}),
+        }
+        made.append(Keyring(engine, **{**parts, **overrides}))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for keyring in made:
+        keyring.close()

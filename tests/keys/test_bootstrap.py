@@ -1,0 +1,151 @@
+"""The first start."""
+
+import asyncio
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.errors import Invalid
+from app.keys.bootstrap import FirstKeys, first_start, open_secrets
+from app.keys.configured import ConfiguredKeys
+from app.keys.database import StartRefused, embedded_url, open_engine, reading
+from app.keys.models import Client
+from app.keys.registry import deactivate_key, has_admin_key, has_any_key, list_keys
+from app.keys.verifier import Peppers
+from tests.keys.conftest import SECRET, KeyringFactory
+
+
+def _race_for_secrets(directory: str) -> tuple[str, ...]:
+    return open_secrets(Path(directory), ())
+
+
+def _race_for_keys(directory: str) -> FirstKeys | None:
+    engine = open_engine(embedded_url(Path(directory)))
+    peppers = Peppers([SECRET])
+    try:
+        return first_start(engine, peppers, ConfiguredKeys(peppers, {}), embedded=True)
+    finally:
+        engine.dispose()
+
+
+def test_a_fresh_installation_gets_two_keys(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """The first start makes client demo with a key, and an admin key; both work, once shown."""
+    nothing = ConfiguredKeys(peppers, {})
+    first = first_start(engine, peppers, nothing, embedded=True)
+    assert first is not None
+    keyring = make_keyring()
+    assert asyncio.run(keyring.resolve(first.admin_key)).is_admin
+    assert asyncio.run(keyring.resolve(first.client_key)).client_id == first.client_id == "demo"
+    assert first_start(engine, peppers, nothing, embedded=True) is None
+
+
+@pytest.mark.parametrize("reason", ["configured", "initial", "not embedded", "revoked"])
+def test_no_first_keys_where_others_exist(engine: Engine, peppers: Peppers, reason: str) -> None:
+    """Keys of the settings, an external database, or keys once made, prevent the demo keys."""
+    configured = ConfiguredKeys(peppers, {"weak": "acme"} if reason == "configured" else {})
+    if reason == "revoked":
+        first_start(engine, peppers, configured, embedded=True)
+        for key in list_keys(engine):
+            deactivate_key(engine, key.key_id)
+    made = first_start(
+        engine,
+        peppers,
+        configured,
+        embedded=reason != "not embedded",
+        initial_admin_key="boss" if reason == "initial" else "",
+    )
+    assert made is None
+    assert has_any_key(engine) == (reason in {"initial", "revoked"})
+
+
+def test_the_initial_admin_key_is_imported_once(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """INITIAL_ADMIN_KEY works from the first start on, and a restart does not undo its end."""
+    nothing = ConfiguredKeys(peppers, {})
+    for _ in range(2):
+        first_start(engine, peppers, nothing, embedded=True, initial_admin_key="boss")
+    (key,) = list_keys(engine)
+    assert asyncio.run(make_keyring().resolve("boss")).is_admin
+    deactivate_key(engine, key.key_id)
+    first_start(engine, peppers, nothing, embedded=True, initial_admin_key="boss")
+    assert list_keys(engine) == []
+    assert has_admin_key(engine)
+
+
+def test_a_bad_initial_admin_key_is_refused(engine: Engine, peppers: Peppers) -> None:
+    """A mistyped key of our form stops the start instead of being stored in vain."""
+    with pytest.raises(Invalid):
+        first_start(
+            engine,
+            peppers,
+            ConfiguredKeys(peppers, {}),
+            embedded=True,
+            initial_admin_key="cl_admin_" + "a" * 61,
+        )
+
+
+def test_clients_of_the_settings_exist_afterwards(engine: Engine, peppers: Peppers) -> None:
+    """Configured keys, and a service open to all, find their clients made."""
+    configured = ConfiguredKeys(peppers, {"weak": "acme"})
+    first_start(engine, peppers, configured, embedded=True, require_api_key=False)
+    with reading(engine) as session:
+        assert session.get(Client, "acme")
+        assert session.get(Client, "default")
+
+
+def test_of_many_first_starts_one_makes_keys(engine: Engine, tmp_path: Path) -> None:
+    """Several processes that start together make two keys in all, shown by one of them."""
+    with get_context("spawn").Pool(4) as pool:
+        made = pool.map(_race_for_keys, [str(tmp_path)] * 8, chunksize=1)
+    assert sum(first is not None for first in made) == 1
+    assert len(list_keys(engine)) == 2
+
+
+def test_secrets_of_the_settings_come_first(tmp_path: Path) -> None:
+    """SECRET_KEY is used as it is, and no file is made."""
+    assert open_secrets(tmp_path, (SECRET,)) == (SECRET,)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_secret_is_made_once_and_kept(tmp_path: Path) -> None:
+    """The generated secret is the same on every start, strong, and its owner's alone."""
+    made = open_secrets(tmp_path / "new", ())
+    assert open_secrets(tmp_path / "new", ()) == made
+    assert len(made[0]) >= 64
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["secret.key"]
+    assert stat.S_IMODE((tmp_path / "new/secret.key").stat().st_mode) == 0o600
+
+
+def test_of_many_starts_all_get_one_secret(tmp_path: Path) -> None:
+    """Threads and processes that start together agree on one secret."""
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(_race_for_secrets, [str(tmp_path / "a")] * 32))
+    assert len(found) == 1
+    with get_context("spawn").Pool(4) as pool:
+        found = set(pool.map(_race_for_secrets, [str(tmp_path / "b")] * 16, chunksize=1))
+    assert len(found) == 1
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["secret.key"]
+
+
+def test_a_secret_file_may_hold_several(tmp_path: Path) -> None:
+    """Each line is a secret, the first the current one."""
+    (tmp_path / "secret.key").write_text(f"{SECRET}\n\n  {SECRET * 2}\n")
+    assert open_secrets(tmp_path, ()) == (SECRET, SECRET * 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"short\n", b"\xff" * 40])
+def test_a_bad_secret_file_is_refused_not_replaced(tmp_path: Path, content: bytes) -> None:
+    """A file that cannot be used stops the start in one line, and stays as it is."""
+    path = tmp_path / "secret.key"
+    path.write_bytes(content)
+    with pytest.raises(StartRefused) as raised:
+        open_secrets(tmp_path, ())
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == content

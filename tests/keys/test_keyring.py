@@ -1,0 +1,579 @@
+"""The cache of verified keys, and that it never outlives a key."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, event
+
+from app.errors import InvalidKey, Overloaded, StorageUnavailable
+from app.keys import keyring as keyring_module
+from app.keys.configured import ConfiguredKeys
+from app.keys.database import writing
+from app.keys.keyring import Keyring
+from app.keys.models import ApiKey, Client, utc_now
+from app.keys.principal import Limits
+from app.keys.registry import create_key, deactivate_key, ensure_client, import_key
+from app.keys.token import mint
+from app.keys.verifier import Peppers
+from app.sqlite import sqlite3
+from tests.keys.conftest import DEFAULTS, OLD_SECRET, SECRET, FakeWatch, KeyringFactory
+
+
+class CountingPeppers(Peppers):
+    """Peppers that count what argon2 was asked, and can make it wait."""
+
+    def __init__(self, *secrets: str, delay_s: float = 0) -> None:
+        super().__init__(secrets or [SECRET])
+        self.argon2_calls = 0
+        self.delay_s = delay_s
+
+    def verify(self, verifier: str, token: str) -> bool:
+        """Count, wait, verify."""
+        if verifier.startswith("$argon2id$"):
+            self.argon2_calls += 1
+            time.sleep(self.delay_s)
+        return super().verify(verifier, token)
+
+
+def _make(engine: Engine, peppers: Peppers, **properties: Any) -> tuple[ApiKey, str]:
+    wanted = {"client_id": "acme", "name": "test", "create_client": True, **properties}
+    return create_key(engine, peppers, **wanted)
+
+
+def _alter(engine: Engine, key: ApiKey, **values: Any) -> None:
+    with writing(engine) as session:
+        found = session.get_one(ApiKey, key.id)
+        for name, value in values.items():
+            setattr(found, name, value)
+        session.add(found)
+
+
+def _refusal(keyring: Keyring, token: str) -> InvalidKey:
+    with pytest.raises(InvalidKey) as raised:
+        asyncio.run(_resolve(keyring, token))
+    return raised.value
+
+
+async def _resolve(keyring: Keyring, token: str) -> Any:
+    return keyring.cached(token) or await keyring.resolve(token)
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+def _count_reads(engine: Engine) -> list[str]:
+    statements: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        if arguments[2].startswith("SELECT"):
+            statements.append(arguments[2])
+
+    event.listen(engine, "before_cursor_execute", note)
+    return statements
+
+
+def test_a_key_is_its_principal(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A resolved key says who it is and what it may do, and is then cached."""
+    key, token = _make(
+        engine,
+        peppers,
+        role="analyst",
+        allowed_datasets=["orders"],
+        limits={"requests_per_minute": 5, "logs_per_minute": 0},
+    )
+    keyring = make_keyring()
+    assert keyring.cached(token) is None
+    principal = asyncio.run(keyring.resolve(token))
+    assert keyring.cached(token) is principal
+    assert (principal.id, principal.key_id, principal.client_id) == (str(key.id), key.key_id, "acme")
+    assert principal.scopes == {"logs:read", "logs:query", "usage:read"}
+    assert principal.allowed_datasets == {"orders"}
+    assert not principal.is_admin
+    # Unlimited logs are still capped by the client's default.
+    assert principal.key_limits == Limits(5, 12_000, 1_000_000)
+    assert principal.client_limits == DEFAULTS
+
+
+def test_a_key_never_exceeds_its_client(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A client's own limits replace the defaults and cap its keys'."""
+    _, token = _make(engine, peppers, limits={"requests_per_minute": 100})
+    with writing(engine) as session:
+        client = session.get_one(Client, "acme")
+        client.requests_per_minute, client.bytes_per_minute = 10, 0
+        session.add(client)
+    principal = asyncio.run(make_keyring().resolve(token))
+    assert principal.client_limits == Limits(10, 12_000, 0)
+    assert principal.key_limits == Limits(10, 12_000, 1_000_000)
+
+
+def test_an_admin_key_is_the_platforms(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """An admin key has no client and no client's limits."""
+    _, token = _make(engine, peppers, client_id=None)
+    principal = asyncio.run(make_keyring().resolve(token))
+    assert principal.is_admin
+    assert principal.client_id is None
+    assert principal.client_limits == Limits(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"is_active": False},
+        {"verifier": None},
+        {"expires_at": utc_now() - timedelta(seconds=1)},
+        {"grace_until": utc_now() - timedelta(seconds=1)},
+        {"client_id": None},
+        {"role": "admin"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_key_that_stopped_fails_on_the_next_call(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, values: dict[str, Any]
+) -> None:
+    """Whatever ends a key ends it in the cache as well, and all ends look alike."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        assert await keyring.resolve(token)
+        _alter(engine, key, **values)
+        await asyncio.sleep(0)
+        assert keyring.cached(token) is None
+
+    _run(main)
+    refusal = _refusal(keyring, token)
+    assert (refusal.detail, refusal.members) == ("Invalid API key", {})
+
+
+def test_an_inactive_client_stops_its_keys(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Deactivating a client stops its keys on the next call, activating it brings them back."""
+    _, token = _make(engine, peppers)
+    keyring = make_keyring()
+    for is_active in (True, False, True):
+        with writing(engine) as session:
+            client = session.get_one(Client, "acme")
+            client.is_active = is_active
+            session.add(client)
+        if is_active:
+            assert asyncio.run(_resolve(keyring, token))
+        else:
+            _refusal(keyring, token)
+
+
+def test_a_change_by_another_process_counts_at_once(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, tmp_path: Path
+) -> None:
+    """A key switched off by a foreign process, by plain SQL, fails on the very next call."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+    code = (
+        "import sys, sqlite3; c = sqlite3.connect(sys.argv[1]); "
+        "c.execute('UPDATE api_keys SET is_active = 0 WHERE key_id = ?', sys.argv[2:]); c.commit()"
+    )
+
+    async def main() -> None:
+        assert await keyring.resolve(token)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            assert keyring.cached(token)
+        subprocess.run([sys.executable, "-c", code, tmp_path / "control.db", key.key_id], check=True)
+        await asyncio.sleep(0)
+        assert keyring.cached(token) is None
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(token)
+
+    _run(main)
+
+
+def test_a_raw_connection_in_this_process_counts_at_once(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, tmp_path: Path
+) -> None:
+    """Revoking and restoring a hundred times, each call sees the last commit."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        with closing(sqlite3.connect(tmp_path / "control.db", isolation_level=None)) as raw:
+            for turn in range(100):
+                raw.execute(
+                    "UPDATE api_keys SET is_active = ? WHERE key_id = ?", (turn % 2, key.key_id)
+                )
+                await asyncio.sleep(0)
+                if turn % 2:
+                    assert await _resolve(keyring, token)
+                else:
+                    with pytest.raises(InvalidKey):
+                        await _resolve(keyring, token)
+
+    _run(main)
+
+
+def test_the_watch_is_asked_once_a_turn(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Many calls in one turn of the loop share one check; a later turn has its own."""
+    _, token = _make(engine, peppers)
+    watch = FakeWatch()
+    keyring = make_keyring(watch=watch)
+
+    async def main() -> None:
+        await keyring.resolve(token)
+        await asyncio.sleep(0)
+        asked = watch.asked
+        for _ in range(10):
+            keyring.cached(token)
+        assert watch.asked == asked + 1
+        # Scheduled after the check, as a request whose bytes came after it is.
+        watch.pending = True
+        seen: list[object] = []
+        asyncio.get_running_loop().call_soon(lambda: seen.append(keyring.cached(token)))
+        await asyncio.sleep(0)
+        assert seen == [None]
+        assert watch.asked == asked + 2
+
+    _run(main)
+
+
+def test_a_lost_watch_means_reading_each_key(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """While changes cannot be seen nothing is cached, and what was is not used again after."""
+    key, token = _make(engine, peppers)
+    watch = FakeWatch()
+    keyring = make_keyring(watch=watch)
+    asyncio.run(keyring.resolve(token))
+    watch.lost = True
+    assert keyring.cached(token) is None
+    assert asyncio.run(_resolve(keyring, token))
+    assert keyring.cached(token) is None
+    deactivate_key(engine, key.key_id)
+    _refusal(keyring, token)
+    watch.lost = False
+    assert keyring.cached(token) is None
+    _refusal(keyring, token)
+
+
+def test_an_expiry_needs_no_change(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A cached key stops at its time although nothing was written."""
+    _, token = _make(engine, peppers, expires_at=utc_now() + timedelta(seconds=0.3))
+    keyring = make_keyring()
+    assert asyncio.run(_resolve(keyring, token))
+    assert keyring.cached(token)
+    time.sleep(0.35)
+    assert keyring.cached(token) is None
+    _refusal(keyring, token)
+
+
+def test_a_mistyped_key_is_told_so_without_a_read(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A failed checksum is named in the answer and costs no look into the database."""
+    keyring = make_keyring()
+    reads = _count_reads(engine)
+    refusal = _refusal(keyring, mint("cl_live", "acme").text[:-1] + "~")
+    assert refusal.members == {}
+    wrong = "A" if mint("cl_live", None).text[-1] != "A" else "B"
+    reads.clear()
+    refusal = _refusal(keyring, mint("cl_live", "acme").text[:-6] + "zzzzz" + wrong)
+    assert refusal.members == {"code": "malformed_key"}
+    assert reads == []
+
+
+def test_a_forged_secret_is_refused_and_not_remembered(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A right key_id with another secret and a good checksum opens nothing."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+    forged = mint("cl_live", "acme")
+    signed = forged.text[:-6].replace(forged.key_id, key.key_id)
+    from zlib import crc32  # noqa: PLC0415
+
+    from app.keys.token import base62  # noqa: PLC0415
+
+    _refusal(keyring, signed + base62(crc32(signed.encode()), 6))
+    # The client's part is covered too: nothing about a key may be altered.
+    moved = token[:-6].replace("acme", "evil")
+    _refusal(keyring, moved + base62(crc32(moved.encode()), 6))
+    assert asyncio.run(_resolve(keyring, token))
+
+
+def test_garbage_costs_no_read_once_the_live_keys_are_known(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Well-formed keys of unknown ids, and keys of other forms, are refused from memory."""
+    _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        for _ in range(50):
+            with pytest.raises(InvalidKey):
+                await keyring.resolve(mint("cl_live", "acme").text)
+            await asyncio.sleep(0.01)
+        reads = _count_reads(engine)
+        for n in range(50):
+            for garbage in (mint("cl_live", "acme").text, f"garbage-{n}", "é", "x" * 10_000):
+                with pytest.raises(InvalidKey):
+                    await keyring.resolve(garbage)
+        assert reads == []
+        # And a key made now is known at once.
+        _, token = _make(engine, peppers)
+        await asyncio.sleep(0)
+        assert await keyring.resolve(token)
+
+    _run(main)
+
+
+def test_an_unreadable_database_is_an_outage(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """When the tables cannot be read a good key is neither accepted from memory nor refused."""
+    _, token = _make(engine, peppers)
+    keyring = make_keyring()
+    asyncio.run(_resolve(keyring, token))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE api_keys RENAME TO gone")
+        connection.commit()
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            asyncio.run(_resolve(keyring, token))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE gone RENAME TO api_keys")
+        connection.commit()
+    assert asyncio.run(_resolve(keyring, token))
+
+
+def test_the_cache_is_bounded(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """However many keys are in use, the cache holds no more than it may, and all still work."""
+    tokens = [_make(engine, peppers)[1] for _ in range(7)]
+    keyring = make_keyring(cache_principals_max=3)
+
+    async def main() -> None:
+        for token in tokens * 2:
+            assert await _resolve(keyring, token)
+            assert sum(keyring.cached(token) is not None for token in tokens) <= 3
+
+    _run(main)
+
+
+def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """A key of a foreign form is accepted, costs argon2 once, and can be revoked."""
+    peppers = CountingPeppers()
+    ensure_client(engine, "acme")
+    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    keyring = make_keyring(peppers=peppers)
+
+    async def main() -> None:
+        for _ in range(5):
+            principal = await _resolve(keyring, "hunter2")
+            assert principal.key_id == key.key_id
+        assert peppers.argon2_calls == 1
+        deactivate_key(engine, key.key_id)
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidKey):
+            await _resolve(keyring, "hunter2")
+        assert peppers.argon2_calls == 1
+
+    _run(main)
+
+
+def test_garbage_costs_no_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """Keys of foreign forms that share no tag with a stored one never reach argon2."""
+    peppers = CountingPeppers()
+    ensure_client(engine, "acme")
+    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    keyring = make_keyring(peppers=peppers)
+    garbage = [g for g in (f"hunter-{n}" for n in range(500))]
+    others = [g for g in garbage if peppers.lookup_tag(g) != key.lookup_tag]
+    for token in others:
+        _refusal(keyring, token)
+    assert peppers.argon2_calls == 0
+    assert len(others) > 490
+
+
+def test_a_forged_secret_of_an_argon2_key_costs_no_argon2(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """With KEY_HASHER=argon2id the public key_id alone does not buy argon2 runs."""
+    from zlib import crc32  # noqa: PLC0415
+
+    from app.keys.token import base62  # noqa: PLC0415
+
+    peppers = CountingPeppers()
+    key, token = _make(engine, peppers, key_hasher="argon2id")
+    keyring = make_keyring(peppers=peppers)
+    forged = mint("cl_live", "acme")
+    signed = forged.text[:-6].replace(forged.key_id, key.key_id)
+    _refusal(keyring, signed + base62(crc32(signed.encode()), 6))
+    assert peppers.argon2_calls == 0
+    assert asyncio.run(_resolve(keyring, token)).key_id == key.key_id
+
+
+def test_one_key_sent_many_times_is_one_argon2(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """Calls with the same key share one run, also if the first caller hangs up."""
+    peppers = CountingPeppers(delay_s=0.1)
+    ensure_client(engine, "acme")
+    import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    peppers.argon2_calls = 0
+    keyring = make_keyring(peppers=peppers)
+
+    async def main() -> None:
+        calls = [asyncio.create_task(keyring.resolve("hunter2")) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        calls[0].cancel()
+        answers = await asyncio.gather(*calls[1:])
+        assert {answer.client_id for answer in answers} == {"acme"}
+        assert peppers.argon2_calls == 1
+
+    _run(main)
+
+
+def test_too_many_waiting_for_argon2_is_overload(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """Beyond threads and queue a call is refused at once, and those that wait are served."""
+    peppers = CountingPeppers(delay_s=0.1)
+    ensure_client(engine, "acme")
+    tokens = [f"static-{n}" for n in range(6)]
+    for token in tokens:
+        import_key(engine, peppers, token=token, client_id="acme", name=token)
+    keyring = make_keyring(peppers=peppers, argon2_threads=1, argon2_queue=2)
+
+    async def main() -> None:
+        answers = await asyncio.gather(
+            *(keyring.resolve(token) for token in tokens), return_exceptions=True
+        )
+        assert [type(answer).__name__ for answer in answers] == ["Principal"] * 3 + [
+            "Overloaded"
+        ] * 3
+        assert await keyring.resolve(tokens[5])
+
+    _run(main)
+    assert Overloaded.retry_after_s > 0
+
+
+def test_a_key_revoked_while_argon2_runs_is_refused(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """What argon2 found is read again, so that a revocation meanwhile holds and stays."""
+    peppers = CountingPeppers(delay_s=0.1)
+    ensure_client(engine, "acme")
+    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    keyring = make_keyring(peppers=peppers)
+
+    async def main() -> None:
+        call = asyncio.create_task(keyring.resolve("hunter2"))
+        await asyncio.sleep(0.03)
+        deactivate_key(engine, key.key_id)
+        with pytest.raises(InvalidKey):
+            await call
+        assert keyring.cached("hunter2") is None
+
+    _run(main)
+
+
+def test_no_memory_for_argon2_is_overload(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """A check that could not be made refuses the request, not the key."""
+
+    class NoMemory(Peppers):
+        def verify(self, verifier: str, token: str) -> bool:
+            raise MemoryError(verifier, token)
+
+    ensure_client(engine, "acme")
+    import_key(engine, Peppers([SECRET]), token="hunter2", client_id="acme", name="old")
+    keyring = make_keyring(peppers=NoMemory([SECRET]))
+    with pytest.raises(Overloaded):
+        asyncio.run(keyring.resolve("hunter2"))
+
+
+def test_an_old_pepper_is_replaced_on_use(
+    engine: Engine, make_keyring: KeyringFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rotation of the secret a used key soon needs the new one alone; a deleted one not."""
+    monkeypatch.setattr(keyring_module, "RETAG_DELAY_S", 0.05)
+    old = Peppers([OLD_SECRET])
+    key, token = _make(engine, old)
+    import_key(engine, old, token="hunter2", client_id="acme", name="old")
+    wiped, wiped_token = _make(engine, old)
+    keyring = make_keyring(peppers=Peppers([SECRET, OLD_SECRET]))
+
+    async def main() -> None:
+        for used in (token, "hunter2", wiped_token):
+            assert await keyring.resolve(used)
+        _alter(engine, wiped, verifier=None)
+        await asyncio.sleep(0.4)
+
+    _run(main)
+    after = make_keyring(peppers=Peppers([SECRET]))
+    assert asyncio.run(_resolve(after, token)).key_id == key.key_id
+    assert asyncio.run(_resolve(after, "hunter2"))
+    _refusal(after, wiped_token)
+    _alter(engine, wiped, is_active=True)
+    _refusal(keyring, wiped_token)
+
+
+def test_configured_keys_work_without_rows(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Keys of the settings are accepted, weak or not, while their client is there and active."""
+    strong = mint("cl_live", "acme").text
+    configured = ConfiguredKeys(peppers, {strong: "acme", "weak": "acme"}, "boss", "dev")
+    ensure_client(engine, "acme")
+    keyring = make_keyring(configured=configured)
+    assert asyncio.run(_resolve(keyring, strong)).key_id == "static_acme_1"
+    weak = asyncio.run(_resolve(keyring, "weak"))
+    assert (weak.key_id, weak.client_id, weak.role) == ("static_acme_2", "acme", "client")
+    assert UUID(weak.id)
+    assert asyncio.run(_resolve(keyring, "boss")).is_admin
+    _refusal(keyring, "dev")
+    ensure_client(engine, "default")
+    assert asyncio.run(_resolve(keyring, "dev")).client_id == "default"
+    with writing(engine) as session:
+        client = session.get_one(Client, "acme")
+        client.is_active = False
+        session.add(client)
+    _refusal(keyring, strong)
+    _refusal(keyring, "weak")
+
+
+def test_a_caller_without_key_is_the_default_client(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Where no key is required the caller is client `default`, unless that is switched off."""
+    keyring = make_keyring()
+    with pytest.raises(InvalidKey):
+        keyring.anonymous()
+    ensure_client(engine, "default")
+    principal = keyring.anonymous()
+    assert (principal.client_id, principal.role, principal.is_admin) == ("default", "client", False)
+    assert "keys:manage" not in principal.scopes
+    with writing(engine) as session:
+        client = session.get_one(Client, "default")
+        client.is_active = False
+        session.add(client)
+    with pytest.raises(InvalidKey):
+        keyring.anonymous()
