@@ -74,9 +74,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, In
     )
     keyring = Keyring(engine, peppers, defaults, configured)
     stack.callback(keyring.close)
-    store = await open_store(
-        settings.log_store_url, settings.data_dir, settings.dedup_window_days
-    )
+    store = await open_store(settings.log_store_url, settings.data_dir, settings.dedup_window_days)
     stack.push_async_callback(store.aclose)
     tally = Tally(store)
     tally.start()

@@ -81,5 +81,3 @@ def _response(status: int, headers: Headers, body: bytes) -> Response:
     response = Response(body, status)
     response.raw_headers[:] = [*headers, (b"content-length", b"%d" % len(body))]
     return response
-
-

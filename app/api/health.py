@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.dependencies import Opened, caller, platform_admin
 from app.api.openapi import documented
+from app.edge import metrics as gathered
 from app.errors import StorageUnavailable
 
 router = APIRouter(tags=["health"])
@@ -24,9 +25,7 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get(
-    "/health/ready", summary="Can it store logs?", **documented(_STATUS, 503, public=True)
-)
+@router.get("/health/ready", summary="Can it store logs?", **documented(_STATUS, 503, public=True))
 async def ready(opened: Opened) -> dict[str, str]:
     """Answer 200 while both planes can be written to, 503 otherwise."""
     await opened.store.ping()
@@ -47,6 +46,7 @@ async def metrics(request: Request, opened: Opened) -> Response:
     """Return this service's metrics, summed over its workers; for admin keys unless opened."""
     if not request.app.state.metrics_public:
         await platform_admin(await caller(request, opened))
+    gathered.hand_over()
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

@@ -233,7 +233,7 @@ def _ingest_operation() -> JsonSchema:
         "summary": "Store logs",
         "operationId": "store_logs",
         "description": (
-            "One record, an array, `{\"logs\": [...]}`, or NDJSON; `Content-Encoding` gzip, deflate"
+            'One record, an array, `{"logs": [...]}`, or NDJSON; `Content-Encoding` gzip, deflate'
             " or zstd. **201 means on disk.** A bad record never costs its neighbours."
         ),
         "security": SECURITY,

@@ -42,9 +42,7 @@ async def read_usage(  # noqa: PLR0913  # each is one parameter of the query str
     totals = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)]
     return {
         "usage": [_row(group, row, names_client=client == ALL_CLIENTS) for row in rows],
-        "totals": dict(
-            zip(USAGE_COUNTERS, totals or [0] * len(USAGE_COUNTERS), strict=True)
-        ),
+        "totals": dict(zip(USAGE_COUNTERS, totals or [0] * len(USAGE_COUNTERS), strict=True)),
     }
 
 

@@ -1,5 +1,6 @@
 """Authentication of a request: credentials out of its headers, a principal out of the keyring."""
 
+import time
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable
@@ -120,7 +121,9 @@ class Authenticator:
         if not self._failures_per_minute:
             return
         group = limit_group(address)
-        window = self._failures.pop(group, None) or Window()
+        second = int(time.monotonic())
+        window = self._failures.pop(group, None) or Window(second)
+        window.advance(second)
         if len(self._failures) >= ADDRESSES_MAX:
             del self._failures[next(iter(self._failures))]
         self._failures[group] = window  # the latest stands last

@@ -2,8 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from typing import Any
 
 import zstandard
@@ -33,21 +32,19 @@ class Inflight:
         self.bytes_max = bytes_max
         self.bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """Open one request's share; what it took is given back at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.bytes -= share.bytes
-
 
 class Share:
     """What one request holds."""
 
+    __slots__ = ("_inflight", "bytes")
+
     def __init__(self, inflight: Inflight) -> None:
         self._inflight = inflight
+        self.bytes = 0
+
+    def give_back(self) -> None:
+        """End the request."""
+        self._inflight.bytes -= self.bytes
         self.bytes = 0
 
     def take(self, count: int) -> None:
@@ -121,8 +118,6 @@ async def read_body(receive: Any, share: Share, bytes_max: int) -> bytes:
 
 async def expand(body: bytes, encoding: str, share: Share, bytes_max: int) -> bytes:
     """Undo a Content-Encoding; raise TooLarge before the memory is taken, or MalformedBody."""
-    if not encoding:
-        return body
     if len(body) < THREAD_BYTES_MIN:
         expanded = _expand(body, encoding, bytes_max)
     else:

@@ -6,9 +6,8 @@ Pure ASGI, in front of FastAPI: half of a request's time would go into its middl
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -117,30 +116,27 @@ class IngestEndpoint:
         if SCOPE not in principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
         client_id = principal.client_id or _client_named(scope["query_string"])
-        self._limiter.admit(account)
         headers = dict(scope["headers"])
-        upload = _Upload(
-            account,
-            client_id,
-            is_ndjson=_is_ndjson(headers.get(b"content-type", b"")),
-            encoding=check_encoding(headers.get(b"content-encoding", b"")),
-        )
+        is_ndjson = _is_ndjson(headers.get(b"content-type", b""))
+        encoding = check_encoding(headers.get(b"content-encoding", b""))
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
-        self._limiter.check_room(account, 0 if upload.encoding else declared)
+        self._limiter.admit(account, 0 if encoding else declared, logs=1)
+        upload = _Upload(account, client_id, is_ndjson, encoding, Share(self._inflight))
         try:
-            with self._inflight.share() as share:
-                if b"idempotency-key" not in headers:
-                    body = await self._read(upload, receive, share)
-                    outcome, receipt = await self._commit(upload, body, None)
-                    return outcome.reply(receipt, request_id)
-                key = _idempotency_key(headers[b"idempotency-key"])
-                return await self._store_once(upload, receive, share, key, request_id)
+            if b"idempotency-key" not in headers:
+                body = await self._read(upload, receive)
+                outcome, receipt = await self._commit(upload, body, None)
+                return outcome.reply(receipt, request_id)
+            key = _idempotency_key(headers[b"idempotency-key"])
+            return await self._store_once(upload, receive, key, request_id)
         except Unavailable:
             self._limiter.refund(account, requests=1)
             raise
+        finally:
+            upload.share.give_back()
 
     async def _store_once(
-        self, upload: "_Upload", receive: Any, share: Share, key: str, request_id: str
+        self, upload: "_Upload", receive: Any, key: str, request_id: str
     ) -> Reply:
         """Store under an Idempotency-Key, or repeat what it led to; hold it from before the read."""
         async with AsyncExitStack() as stack:
@@ -148,7 +144,7 @@ class IngestEndpoint:
                 stored = await stack.enter_async_context(self._store.claim(upload.client_id, key))
             except ClaimHeld:
                 raise Conflict("A request with this Idempotency-Key is in flight") from None
-            body = await self._read(upload, receive, share)
+            body = await self._read(upload, receive)
             digest = blake2b(body, digest_size=16).digest()
             if stored is None:
                 outcome, receipt = await self._commit(upload, body, (key, digest))
@@ -163,9 +159,11 @@ class IngestEndpoint:
             )
             return status, [*headers, (b"idempotent-replayed", b"true")], reply
 
-    async def _read(self, upload: "_Upload", receive: Any, share: Share) -> bytes:
-        body = await read_body(receive, share, self._body_bytes_max)
-        return await expand(body, upload.encoding, share, self._body_bytes_max)
+    async def _read(self, upload: "_Upload", receive: Any) -> bytes:
+        body = await read_body(receive, upload.share, self._body_bytes_max)
+        if not upload.encoding:
+            return body
+        return await expand(body, upload.encoding, upload.share, self._body_bytes_max)
 
     async def _commit(
         self, upload: "_Upload", body: bytes, once: tuple[str, bytes] | None
@@ -227,14 +225,14 @@ class IngestEndpoint:
             self._tally.count(account.principal, requests=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Upload:
+class _Upload(NamedTuple):
     """What is known of a request before its body is read."""
 
     account: Account
     client_id: str
     is_ndjson: bool
     encoding: str
+    share: Share
 
 
 def _is_ndjson(content_type: bytes) -> bool:

@@ -2,12 +2,15 @@
 
 A sliding window of one-second buckets: exact to a second, no double burst at a window's edge, and
 a refused request costs nothing. The counts live in this process.
+
+It stands on the hot path with six windows a request. So what changes with the second (which counts
+no longer count) is done once a second, and what is left for a request is comparing and adding.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from app.errors import RateLimited, TooLarge
 from app.keys.principal import Principal
@@ -16,115 +19,129 @@ WINDOW_S = 60
 # Accounts kept at least; idle ones beyond them are forgotten.
 ACCOUNTS_MAX = 20_000
 
-POLICIES = ("requests", "logs", "bytes")
 Clock = Callable[[], float]
+Headers = list[tuple[bytes, bytes]]
 
 
 class Window:
-    """What was used in the last minute."""
+    """What was used in the last minute, as of the second last passed to `advance`."""
 
-    __slots__ = ("_buckets", "_clock", "_used")
+    __slots__ = ("_buckets", "_current", "_second", "used")
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._buckets: deque[list[int]] = deque()  # [second, amount], oldest first
-        self._used = 0
+    def __init__(self, second: int) -> None:
+        self._second = second
+        self._current = [second, 0]
+        self._buckets = deque([self._current])  # [second, amount], oldest first, never empty
+        self.used = 0
 
-    def used(self) -> int:
-        """Return what still counts."""
+    def advance(self, second: int) -> None:
+        """Move to a second: what is a minute old no longer counts."""
+        if second <= self._second:
+            return
+        self._second = second
         buckets = self._buckets
-        if buckets and buckets[0][0] <= (now := self._clock()) - WINDOW_S:
-            while buckets and buckets[0][0] <= now - WINDOW_S:
-                self._used -= buckets.popleft()[1]
-        return self._used
+        while buckets and (buckets[0][0] <= second - WINDOW_S or not buckets[0][1]):
+            self.used -= buckets.popleft()[1]
+        self._current = [second, 0]
+        buckets.append(self._current)
 
     def add(self, amount: int) -> None:
         """Count `amount` now."""
-        second = int(self._clock())
-        self._used += amount
-        if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1][1] += amount
-        else:
-            self._buckets.append([second, amount])
+        self.used += amount
+        self._current[1] += amount
 
     def take_back(self, amount: int) -> None:
         """Uncount `amount` of what was counted last, and never more than was."""
         for bucket in reversed(self._buckets):
             taken = min(amount, bucket[1])
             bucket[1] -= taken
-            self._used -= taken
+            self.used -= taken
             amount -= taken
             if not amount:
                 return
 
     def wait_s(self, amount: int, limit: int) -> int:
         """Return the whole seconds until `amount` fits under `limit`; 0: it fits now."""
-        excess = self.used() + amount - limit
+        excess = self.used + amount - limit
         if excess <= 0:
             return 0
-        second = self._clock()
+        second = self._second
         for bucket_second, bucket_amount in self._buckets:
             excess -= bucket_amount
             second = bucket_second
             if excess <= 0:
                 break
-        return max(1, int(second + WINDOW_S - self._clock()) + 1)
+        return second + WINDOW_S - self._second
 
     def reset_s(self) -> int:
         """Return the whole seconds until some of what is used no longer counts."""
-        if not self._buckets:
-            return 0
-        return max(1, int(self._buckets[0][0] + WINDOW_S - self._clock()) + 1)
+        return self._buckets[0][0] + WINDOW_S - self._second
 
 
-@dataclass(slots=True)
-class _Meter:
+class Meter(NamedTuple):
     """One window under one limit."""
 
     window: Window
     limit: int
 
     def left(self) -> int:
-        return max(0, self.limit - self.window.used())
+        """Return what may still pass."""
+        return max(0, self.limit - self.window.used)
 
 
-@dataclass(slots=True)
+Meters = tuple[Meter, ...]
+
+
 class Account:
-    """The meters that a principal's requests run past, by policy: the key's, then the client's."""
+    """The meters that a principal's requests run past: of each kind the key's and the client's."""
 
-    principal: Principal
-    requests: list[_Meter] = field(default_factory=list)
-    logs: list[_Meter] = field(default_factory=list)
-    bytes: list[_Meter] = field(default_factory=list)
-    policy_header: bytes = b""
+    __slots__ = ("bytes", "logs", "policies", "principal", "requests", "second")
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the RateLimit headers: of each policy its tightest meter."""
-        if not self.policy_header:
+    def __init__(
+        self, principal: Principal, requests: Meters, logs: Meters, bytes_: Meters
+    ) -> None:
+        self.principal = principal
+        self.requests = requests
+        self.logs = logs
+        self.bytes = bytes_
+        self.second = 0
+        self.policies = ", ".join(
+            f'"{name}";q={min(meter.limit for meter in meters)};w={WINDOW_S}'
+            for name, meters in self.named()
+        ).encode()
+
+    def named(self) -> list[tuple[str, Meters]]:
+        """Return the kinds that are limited at all."""
+        kinds = (("requests", self.requests), ("logs", self.logs), ("bytes", self.bytes))
+        return [(name, meters) for name, meters in kinds if meters]
+
+    def headers(self) -> Headers:
+        """Return the RateLimit headers of draft-ietf-httpapi-ratelimit-headers and the X- ones.
+
+        Of each kind they tell the tightest meter.
+        """
+        if not self.policies:
             return []
-        items = []
-        tightest = None
-        for name, meters in (
-            ("requests", self.requests),
-            ("logs", self.logs),
-            ("bytes", self.bytes),
-        ):
-            if meters:
-                meter = min(meters, key=_Meter.left) if len(meters) > 1 else meters[0]
-                items.append(f'"{name}";r={meter.left()};t={meter.window.reset_s()}')
-                if name == "requests":
-                    tightest = meter
-        headers = [
-            (b"ratelimit-policy", self.policy_header),
-            (b"ratelimit", ", ".join(items).encode()),
-        ]
-        if tightest is not None:
-            headers += [
-                (b"x-ratelimit-limit", b"%d" % tightest.limit),
-                (b"x-ratelimit-remaining", b"%d" % tightest.left()),
-                (b"x-ratelimit-reset", b"%d" % tightest.window.reset_s()),
-            ]
+        told = []
+        for name, meters in self.named():
+            meter = _tightest(meters)
+            told.append(f'"{name}";r={meter.left()};t={meter.window.reset_s()}')
+        headers = [(b"ratelimit-policy", self.policies), (b"ratelimit", ", ".join(told).encode())]
+        if self.requests:
+            meter = _tightest(self.requests)
+            headers += (
+                (b"x-ratelimit-limit", b"%d" % meter.limit),
+                (b"x-ratelimit-remaining", b"%d" % meter.left()),
+                (b"x-ratelimit-reset", b"%d" % meter.window.reset_s()),
+            )
         return headers
+
+
+def _tightest(meters: Meters) -> Meter:
+    if len(meters) == 1:
+        return meters[0]
+    first, second = meters
+    return first if first.limit - first.window.used <= second.limit - second.window.used else second
 
 
 class Limiter:
@@ -137,98 +154,109 @@ class Limiter:
         self._windows: dict[tuple[str, str], Window] = {}
 
     def account(self, principal: Principal) -> Account:
-        """Return the account of a principal."""
+        """Return the account of a principal, as of now."""
         account = self._accounts.get(principal.key_id)
-        if account is not None and account.principal is principal:
-            return account
-        if len(self._accounts) >= ACCOUNTS_MAX:
-            self._forget_idle()
-        account = self._accounts[principal.key_id] = self._open(principal)
+        if account is None or account.principal is not principal:
+            if len(self._accounts) >= ACCOUNTS_MAX:
+                self._forget_idle()
+            account = self._accounts[principal.key_id] = self._open(principal)
+        second = int(self._clock())
+        if account.second != second:
+            account.second = second
+            for _, meters in account.named():
+                for meter in meters:
+                    meter.window.advance(second)
         return account
 
-    def admit(self, account: Account) -> None:
-        """Count one request, or raise RateLimited and count nothing."""
-        requests = account.requests
-        for meter in requests:
-            if meter.window.used() >= meter.limit:
-                self._refuse(account, [("requests", requests, 1)])
-        for meter in requests:
-            meter.window.add(1)
+    def admit(self, account: Account, declared_bytes: int = 0, logs: int = 0) -> None:
+        """Count one request, or raise RateLimited and count nothing.
 
-    def check_room(self, account: Account, body_bytes: int) -> None:
-        """Refuse a request that can't pass whatever it holds, before anything of it is read."""
-        try:
-            self._require(account, [("logs", account.logs, 1), ("bytes", account.bytes, body_bytes)])
-        except (RateLimited, TooLarge):
-            self.refund(account, requests=1)
-            raise
+        Refuses too what can't pass whatever it holds, before anything of it is read.
+        """
+        for window, limit in account.requests:
+            if window.used >= limit:
+                _refuse(account, 1, logs, declared_bytes)
+        for window, limit in account.logs:
+            if window.used + logs > limit:
+                _refuse(account, 1, logs, declared_bytes)
+        for window, limit in account.bytes:
+            if window.used + declared_bytes > limit:
+                _refuse(account, 1, logs, declared_bytes)
+        for window, _ in account.requests:
+            window.add(1)
 
     def charge(self, account: Account, logs: int, body_bytes: int) -> None:
-        """Count logs and bytes, or raise and take the request's own count back.
+        """Count logs and bytes; or raise, and take the request's own count back.
 
         Raises RateLimited, or TooLarge for a cost that no wait would make fit.
         """
-        costs = [("logs", account.logs, logs), ("bytes", account.bytes, body_bytes)]
-        try:
-            self._require(account, costs)
-        except (RateLimited, TooLarge):
-            self.refund(account, requests=1)
-            raise
-        for _, meters, cost in costs:
-            for meter in meters:
-                meter.window.add(cost)
+        for window, limit in account.logs:
+            if window.used + logs > limit:
+                self._refuse_admitted(account, logs, body_bytes)
+        for window, limit in account.bytes:
+            if window.used + body_bytes > limit:
+                self._refuse_admitted(account, logs, body_bytes)
+        for window, _ in account.logs:
+            window.add(logs)
+        for window, _ in account.bytes:
+            window.add(body_bytes)
 
     def refund(
         self, account: Account, *, requests: int = 0, logs: int = 0, body_bytes: int = 0
     ) -> None:
         """Take back what was counted for something that did not happen."""
-        for meters, cost in (
-            (account.requests, requests),
-            (account.logs, logs),
-            (account.bytes, body_bytes),
-        ):
-            if cost:
-                for meter in meters:
-                    meter.window.take_back(cost)
+        for window, _ in account.requests:
+            window.take_back(requests)
+        for window, _ in account.logs:
+            window.take_back(logs)
+        for window, _ in account.bytes:
+            window.take_back(body_bytes)
 
-    def _require(self, account: Account, costs: list[tuple[str, list[_Meter], int]]) -> None:
-        for name, meters, cost in costs:
-            for meter in meters:
-                if cost > meter.limit:
-                    raise TooLarge(
-                        f"Body too large: it costs {cost} {name}, the limit is {meter.limit} a minute"
-                    )
-        if any(meter.left() < cost for _, meters, cost in costs for meter in meters):
-            self._refuse(account, costs)
-
-    def _refuse(self, account: Account, costs: list[tuple[str, list[_Meter], int]]) -> None:
-        violated = []
-        wait_s = 1
-        for name, meters, cost in costs:
-            waits = [meter.window.wait_s(cost, meter.limit) for meter in meters]
-            if any(waits):
-                violated.append(name)
-                wait_s = max(wait_s, *waits)
-        raise RateLimited(violated, wait_s)
+    def _refuse_admitted(self, account: Account, logs: int, body_bytes: int) -> None:
+        self.refund(account, requests=1)
+        _refuse(account, 0, logs, body_bytes)
 
     def _open(self, principal: Principal) -> Account:
-        account = Account(principal)
-        policies = []
         owners = [(f"key:{principal.key_id}", principal.key_limits)]
         if principal.client_id is not None:
             owners.append((f"client:{principal.client_id}", principal.client_limits))
-        for name in POLICIES:
-            meters: list[_Meter] = getattr(account, name)
-            for owner, limits in owners:
-                limit = getattr(limits, f"{name}_per_minute")
-                if limit:
-                    window = self._windows.setdefault((owner, name), Window(self._clock))
-                    meters.append(_Meter(window, limit))
-            if meters:
-                policies.append(f'"{name}";q={min(m.limit for m in meters)};w={WINDOW_S}')
-        account.policy_header = ", ".join(policies).encode()
-        return account
+        second = int(self._clock())
+
+        def meters(kind: str) -> Meters:
+            limits = [(owner, getattr(of, f"{kind}_per_minute")) for owner, of in owners]
+            return tuple(
+                Meter(self._windows.setdefault((owner, kind), Window(second)), limit)
+                for owner, limit in limits
+                if limit
+            )
+
+        return Account(principal, meters("requests"), meters("logs"), meters("bytes"))
 
     def _forget_idle(self) -> None:
-        self._windows = {name: one for name, one in self._windows.items() if one.used()}
+        second = int(self._clock())
+        for window in self._windows.values():
+            window.advance(second)
+        self._windows = {name: window for name, window in self._windows.items() if window.used}
         self._accounts.clear()
+
+
+def _refuse(account: Account, requests: int, logs: int, body_bytes: int) -> None:
+    """Raise what tells why these costs don't fit, with every kind that they violate."""
+    costs: Sequence[tuple[str, Meters, int]] = (
+        ("requests", account.requests, requests),
+        ("logs", account.logs, logs),
+        ("bytes", account.bytes, body_bytes),
+    )
+    violated = []
+    wait_s = 1
+    for name, meters, cost in costs:
+        for window, limit in meters:
+            if cost > limit:
+                raise TooLarge(
+                    f"Body too large: it costs {cost} {name}, the limit is {limit} a minute"
+                )
+            wait_here_s = window.wait_s(cost, limit)
+            if wait_here_s:
+                violated.append(name)
+                wait_s = max(wait_s, wait_here_s)
+    raise RateLimited(list(dict.fromkeys(violated)), wait_s)

@@ -1,42 +1,58 @@
 """Prometheus metrics of this process. Labels never carry a key or a client."""
 
-from functools import lru_cache
+from collections import Counter
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client import Gauge, Histogram
 
 from app.logs.batch import Batch, Receipt
 
-requests = Counter("central_logger_requests", "Requests answered.", ["plane", "status"])
-logs_accepted = Counter("central_logger_logs_accepted", "Logs stored.")
-logs_rejected = Counter("central_logger_logs_rejected", "Records refused.")
-logs_duplicate = Counter("central_logger_logs_duplicate", "Records stored before.")
-body_bytes = Counter("central_logger_body_bytes", "Expanded body bytes of stored logs.")
+requests = PrometheusCounter("central_logger_requests", "Requests answered.", ["plane", "status"])
+logs_accepted = PrometheusCounter("central_logger_logs_accepted", "Logs stored.")
+logs_rejected = PrometheusCounter("central_logger_logs_rejected", "Records refused.")
+logs_duplicate = PrometheusCounter("central_logger_logs_duplicate", "Records stored before.")
+body_bytes = PrometheusCounter("central_logger_body_bytes", "Expanded body bytes of stored logs.")
 commit_seconds = Histogram(
     "central_logger_commit_seconds",
-    "From a decoded batch to its receipt.",
+    "From a decoded batch to its receipt; one in sixteen is measured.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
 )
 inflight_bytes = Gauge(
     "central_logger_inflight_bytes", "Body bytes held in memory.", multiprocess_mode="livesum"
 )
 
-
-@lru_cache(maxsize=256)
-def _requests_of(plane: str, status: int) -> Counter:
-    return requests.labels(plane, status)  # a look-up by labels costs more than the count
+# A count in prometheus_client takes 1.5 µs, and a request makes five: they are gathered here as
+# plain numbers and handed over once a second.
+_gathered: Counter[tuple[str, int]] = Counter()
+_logs = [0, 0, 0, 0]  # accepted, rejected, duplicate, bytes
+_COMMITS_PER_SAMPLE = 16
+_commits = 0
 
 
 def count_request(plane: str, status: int) -> None:
     """Count an answer of the plane `ingest` or `control`."""
-    _requests_of(plane, status).inc()
+    _gathered[plane, status] += 1
 
 
 def count_commit(batch: Batch, receipt: Receipt, seconds: float) -> None:
-    """Count a committed batch."""
-    commit_seconds.observe(seconds)
-    logs_accepted.inc(len(batch.rows) - receipt.duplicates)
-    body_bytes.inc(batch.bytes)
-    if receipt.duplicates:
-        logs_duplicate.inc(receipt.duplicates)
-    if batch.rejected:
-        logs_rejected.inc(batch.rejected)
+    """Count a committed batch; the time of one in sixteen goes into the histogram."""
+    global _commits  # noqa: PLW0603
+    _logs[0] += len(batch.rows) - receipt.duplicates
+    _logs[1] += batch.rejected
+    _logs[2] += receipt.duplicates
+    _logs[3] += batch.bytes
+    _commits += 1
+    if _commits % _COMMITS_PER_SAMPLE == 1:
+        commit_seconds.observe(seconds)
+
+
+def hand_over() -> None:
+    """Give what was gathered to prometheus_client."""
+    for (plane, status), count in _gathered.items():
+        requests.labels(plane, status).inc(count)
+    _gathered.clear()
+    for counter, count in zip(
+        (logs_accepted, logs_rejected, logs_duplicate, body_bytes), _logs, strict=True
+    ):
+        counter.inc(count)
+    _logs[:] = [0] * len(_logs)

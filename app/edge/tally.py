@@ -9,6 +9,7 @@ import time
 
 import structlog
 
+from app.edge import metrics
 from app.errors import StorageUnavailable
 from app.keys.principal import Principal
 from app.logs.batch import Batch
@@ -51,6 +52,7 @@ class Tally:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
+            metrics.hand_over()
             await self.flush()
 
     async def flush(self) -> None:

@@ -158,7 +158,9 @@ def parse_log_query(
     if order not in {"desc", "asc"}:
         errors.append(_fault("order", "must be desc or asc"))
     limit = single.get("limit", str(DEFAULT_LIMIT))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MAX_LIMIT):  # noqa: E501, PLR2004
+    if not (
+        limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MAX_LIMIT
+    ):  # noqa: E501, PLR2004
         errors.append(_fault("limit", f"must be a number from 1 to {MAX_LIMIT}"))
     if errors:
         raise Invalid(errors)

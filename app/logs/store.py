@@ -28,9 +28,7 @@ class LogStore(Protocol):
         """Commit a batch with its usage and idempotency record; on return it is on disk."""
         ...
 
-    def claim(
-        self, client_id: str, key: str
-    ) -> AbstractAsyncContextManager[StoredOutcome | None]:
+    def claim(self, client_id: str, key: str) -> AbstractAsyncContextManager[StoredOutcome | None]:
         """Hold a client's Idempotency-Key against all others for a request's length.
 
         Gives the outcome stored in the last 24 h, or None: then the holder may append with it.

@@ -7,6 +7,7 @@ nanoseconds beyond them. Microseconds cover the years 1 to 9999 in 64 bits, nano
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 
 US_PER_S = 1_000_000
 US_PER_DAY = 86_400 * US_PER_S
@@ -98,9 +99,8 @@ def _from_epoch(value: float) -> tuple[int, int]:
 
 def format_instant(us: int, ns: int = 0) -> str:
     """RFC 3339 in UTC with the shortest of 0, 3, 6 or 9 fraction digits that is exact."""
-    moment = _EPOCH + timedelta(microseconds=us)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")  # glibc does not pad the year
-    micro = us % US_PER_S
+    second, micro = divmod(us, US_PER_S)
+    text = _format_second(second)
     if ns:
         return f"{text}.{micro:06d}{ns:03d}Z"
     if micro == 0:
@@ -108,3 +108,9 @@ def format_instant(us: int, ns: int = 0) -> str:
     if micro % 1000 == 0:
         return f"{text}.{micro // 1000:03d}Z"
     return f"{text}.{micro:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _format_second(second: int) -> str:
+    """Format a whole second; on the hot path it is nearly always the present one."""
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:19]

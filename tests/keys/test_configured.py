@@ -12,7 +12,10 @@ def test_ids_come_from_the_place_not_from_the_key(peppers: Peppers) -> None:
     """A configured key's ids are the same with another text, and on every node."""
     ids = [
         [(key.key_id, key.id) for key in ConfiguredKeys(peppers, keys, "boss", "dev").keys]
-        for keys in ({"a": "acme", "b": "acme", "c": "demo"}, {"x": "acme", "y": "acme", "z": "demo"})
+        for keys in (
+            {"a": "acme", "b": "acme", "c": "demo"},
+            {"x": "acme", "y": "acme", "z": "demo"},
+        )
     ]
     assert ids[0] == ids[1]
     assert [key_id for key_id, _ in ids[0]] == [
@@ -48,10 +51,10 @@ def test_clients_are_named_for_the_first_start(peppers: Peppers) -> None:
 def test_a_key_that_could_never_work_is_refused(peppers: Peppers) -> None:
     """A mistyped, doubled or endless key stops the start, named by its setting and not shown."""
     mistyped = mint("cl_live", "acme").text[:-6] + "zzzzzz"
-    with pytest.raises(StartRefused, match="^API_KEYS: a key is mistyped") as raised:
+    with pytest.raises(StartRefused, match=r"^API_KEYS: a key is mistyped") as raised:
         ConfiguredKeys(peppers, {mistyped: "acme"})
     assert mistyped not in str(raised.value)
-    with pytest.raises(StartRefused, match="^API_KEYS: the same key as in API_KEY_ADMIN"):
+    with pytest.raises(StartRefused, match=r"^API_KEYS: the same key as in API_KEY_ADMIN"):
         ConfiguredKeys(peppers, {"same": "acme"}, "same")
-    with pytest.raises(StartRefused, match="^API_KEY_DEFAULT: a key is longer"):
+    with pytest.raises(StartRefused, match=r"^API_KEY_DEFAULT: a key is longer"):
         ConfiguredKeys(peppers, {}, "", "x" * 513)

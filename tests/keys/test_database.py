@@ -148,17 +148,20 @@ def test_two_processes_may_upgrade_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE)
         for _ in range(4)
     ]
-    assert [(process.communicate()[1], process.returncode) for process in started] == [
-        (b"", 0)
-    ] * 4
+    assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 4
 
 
 def test_a_failed_migration_leaves_nothing(tmp_path: Path) -> None:
     """The schema changes in one transaction: it is the old one or the new one."""
     engine = open_engine(embedded_url(tmp_path))
-    with pytest.raises(RuntimeError), migrating(engine) as config:
-        command.upgrade(config, "head")
-        raise RuntimeError
+
+    def fail_late() -> None:
+        with migrating(engine) as config:
+            command.upgrade(config, "head")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_late()
     assert inspect(engine).get_table_names() == []
     engine.dispose()
 
@@ -185,9 +188,7 @@ def test_connections_are_set_up_for_safety(engine: Engine) -> None:
     assert values == ["wal" if SQLITE_SAFE_WAL else "delete", 2, 1, 5000]
 
 
-def test_an_unsafe_sqlite_does_without_wal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsafe_sqlite_does_without_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where several writers could corrupt a WAL, the rollback journal is used, and works."""
     open_engine(embedded_url(tmp_path)).dispose()
     monkeypatch.setattr(database, "SQLITE_SAFE_WAL", False)
@@ -221,10 +222,15 @@ def test_a_writer_holds_the_lock_from_the_start(engine: Engine, tmp_path: Path) 
 
 def test_what_raises_is_rolled_back(engine: Engine) -> None:
     """A block that fails leaves nothing behind."""
-    with pytest.raises(RuntimeError), writing(engine) as session:
-        session.add(Client(client_id="acme", name="Acme"))
-        session.flush()
-        raise RuntimeError
+
+    def fail_late() -> None:
+        with writing(engine) as session:
+            session.add(Client(client_id="acme", name="Acme"))
+            session.flush()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_late()
     with reading(engine) as session:
         assert session.get(Client, "acme") is None
 

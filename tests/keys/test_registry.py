@@ -136,7 +136,7 @@ def test_what_could_never_be_sent_is_not_imported(
     assert raised.value.members["errors"][0]["field"] == "key"
 
 
-@pytest.mark.parametrize("token", ["hunter2", mint("cl_live", "acme").text])
+@pytest.mark.parametrize("token", ["hunter2", mint("cl_live", "acme").text], ids=["weak", "ours"])
 def test_a_key_is_imported_once(engine: Engine, peppers: Peppers, token: str) -> None:
     """The same key for a second client would be an accident, and is a conflict."""
     ensure_client(engine, "acme")

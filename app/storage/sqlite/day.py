@@ -43,9 +43,7 @@ _UPSERT_USAGE = """
 class DayFile:
     """The one writing connection to a day file. Any error leaves nothing of the group behind."""
 
-    def __init__(
-        self, path: Path, day: int, around: Callable[[int], Sequence["DayFile"]]
-    ) -> None:
+    def __init__(self, path: Path, day: int, around: Callable[[int], Sequence["DayFile"]]) -> None:
         """Open or create the file; days `around` it are asked for record ids already stored."""
         if not path.exists():
             create_day(path)

@@ -1,0 +1,19 @@
+"""What all tests share: no developer's own environment, and real servers on free ports."""
+
+import os
+
+import pytest
+
+from app.settings import Settings
+
+_SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep the developer's settings and `.env` out of every test."""
+    for name in _SETTINGS & set(os.environ):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))

@@ -1,0 +1,273 @@
+"""The commands of scripts/, run as their users run them."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidKey
+from app.keys.bootstrap import open_secrets
+from app.keys.configured import ConfiguredKeys
+from app.keys.database import embedded_url, open_engine
+from app.keys.keyring import Keyring
+from app.keys.principal import UNLIMITED, Principal
+from app.keys.verifier import Peppers
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+COMMANDS = ["generate_api_key", "list_api_keys", "revoke_api_key", "create_admin_key"]
+
+
+class Runner:
+    """Runs commands on one data directory, from a directory of no importance."""
+
+    def __init__(self, directory: Path) -> None:
+        self.cwd = directory / "elsewhere"
+        self.cwd.mkdir()
+        self.data_dir = directory / "data"
+        self.environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(self.data_dir)}
+
+    def __call__(
+        self, command: str, *arguments: str, answer: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it with `answer` on its standard input."""
+        return subprocess.run(
+            [sys.executable, "-W", "error", SCRIPTS / f"{command}.py", *arguments],
+            input=answer,
+            capture_output=True,
+            text=True,
+            cwd=self.cwd,
+            env={**self.environment, **environment},
+            check=False,
+        )
+
+    def json(self, command: str, *arguments: str) -> Any:
+        """Run it with --json and read what it printed."""
+        done = self(command, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def resolve(self, token: str) -> Principal:
+        """Say who a key is, as a server on this data directory would."""
+        engine = open_engine(embedded_url(self.data_dir))
+        peppers = Peppers(open_secrets(self.data_dir, ()))
+        keyring = Keyring(engine, peppers, UNLIMITED, ConfiguredKeys(peppers, {}))
+        try:
+            return asyncio.run(keyring.resolve(token))
+        finally:
+            keyring.close()
+            engine.dispose()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    """Give a runner on a data directory that does not exist yet."""
+    return Runner(tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run: Runner, command: str) -> None:
+    """--help and a wrong option end with 0 and 2, and touch nothing."""
+    helped = run(command, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--json" in helped.stdout
+    assert run(command, "--no-such-option").returncode == 2
+    assert not run.data_dir.exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bad_setting_is_one_line(run: Runner, command: str) -> None:
+    """A setting that cannot be used ends any command with 2 and one line that names it."""
+    arguments = {"revoke_api_key": ["x"], "create_admin_key": ["--name", "x"]}.get(command, [])
+    done = run(command, *arguments, answer="acme\n", SECRET_KEY="short")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "SECRET_KEY" in done.stderr
+
+
+def test_generate_asks_for_the_client(run: Runner) -> None:
+    """Alone, the command asks one question, makes the client and shows a key that works."""
+    done = run("generate_api_key", answer="acme_corp\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Enter client_id (e.g., 'acme_corp'): ")
+    lines = done.stdout.splitlines()
+    assert "LOGGER_API_URL=http://127.0.0.1:8000" in lines
+    (line,) = (line for line in lines if line.startswith("LOGGER_API_KEY=cl_live_acme_corp_"))
+    assert "Send to client (acme_corp)" in done.stdout
+    principal = run.resolve(line.partition("=")[2])
+    assert (principal.client_id, principal.role) == ("acme_corp", "client")
+
+
+@pytest.mark.parametrize("answer", ["", "\n", "   \n"])
+def test_generate_refuses_an_empty_answer(run: Runner, answer: str) -> None:
+    """No client_id, no key: the refusal is one line, and nothing was made."""
+    done = run("generate_api_key", answer=answer)
+    assert (done.returncode, done.stderr) == (1, "Error: client_id is required\n")
+    assert not run.data_dir.exists()
+
+
+def test_generate_with_json_prints_the_key_object(run: Runner) -> None:
+    """With every option given, stdout is one JSON object, the key object with the key."""
+    options = (
+        "--client demo --name nightly --role ingest --dataset orders --dataset refunds "
+        "--expires 30d --requests-per-minute 5 --logs-per-minute 0 --bytes-per-minute 1000 "
+        "--environment test --description d"
+    )
+    made = run.json("generate_api_key", *options.split())
+    principal = run.resolve(made["key"])
+    assert made["key"].startswith("cl_test_demo_" + made["key_id"])
+    assert (principal.id, principal.name) == (made["id"], "nightly")
+    assert (made["role"], made["scopes"]) == ("ingest", ["logs:write"])
+    assert made["allowed_datasets"] == ["orders", "refunds"]
+    assert made["limits"] == {
+        "requests_per_minute": 5,
+        "logs_per_minute": 0,
+        "bytes_per_minute": 1000,
+    }
+    assert principal.expires_at_s is not None
+    again = run.json("generate_api_key", "--client", "demo", "--prefix", "pk")
+    assert again["key"].startswith("pk_demo_")
+
+
+def test_generate_asks_on_stderr_for_machines(run: Runner) -> None:
+    """With --json the question does not get into the JSON."""
+    done = run("generate_api_key", "--json", answer="demo\n")
+    assert json.loads(done.stdout)["client_id"] == "demo"
+    assert done.stderr.startswith("Enter client_id")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        (["--client", "Acme Corp"], 1, "client_id must match"),
+        (["--client", "a", "--dataset", "A B"], 1, "allowed_datasets must match"),
+        (["--client", "a", "--expires", "2001-01-01"], 1, "expires_at must be in the future"),
+        (["--client", "a", "--requests-per-minute", "-1"], 1, "limits.requests_per_minute"),
+        (["--client", "a", "--prefix", "P"], 1, "prefix must match"),
+        (["--client", "a", "--role", "admin"], 2, "--role"),
+        (["--client", "a", "--expires", "soon"], 2, "--expires"),
+        (["--client", "a", "--expires", "99999999999d"], 2, "--expires"),
+    ],
+)
+def test_generate_says_what_is_wrong(
+    run: Runner, arguments: list[str], status: int, part: str
+) -> None:
+    """Bad values are refused by name, without a traceback and without leaving a client."""
+    done = run("generate_api_key", *arguments)
+    assert done.returncode == status
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run.json("list_api_keys") == {"api_keys": []}
+
+
+def test_generate_uses_the_public_url(run: Runner) -> None:
+    """The client is told the address that the world knows."""
+    done = run("generate_api_key", "--client", "a", PUBLIC_URL="https://logs.example.com/")
+    assert "LOGGER_API_URL=https://logs.example.com\n" in done.stdout
+
+
+def test_list_shows_keys_and_no_secret(run: Runner) -> None:
+    """The list has every active key by its public part, and more only when asked."""
+    keys = [run.json("generate_api_key", "--client", client) for client in ("acme", "demo")]
+    shown = run("list_api_keys")
+    assert shown.returncode == 0
+    for key in keys:
+        assert key["key_prefix"] in shown.stdout
+        assert key["key"][-49:] not in shown.stdout
+        assert key["key"] not in run("list_api_keys", "--json").stdout
+    run("revoke_api_key", keys[0]["key_id"], "--yes")
+    listed = run.json("list_api_keys")["api_keys"]
+    assert [key["client_id"] for key in listed] == ["demo"]
+    listed = run.json("list_api_keys", "--include-inactive", "--client", "acme")["api_keys"]
+    assert [(key["client_id"], key["is_active"]) for key in listed] == [("acme", False)]
+
+
+def test_list_finds_keys_that_end_soon(run: Runner) -> None:
+    """--due lists what ends within so many days, not what ends later or never."""
+    soon = run.json("generate_api_key", "--client", "a", "--expires", "5d")
+    run.json("generate_api_key", "--client", "a", "--expires", "50d")
+    run.json("generate_api_key", "--client", "a")
+    due = run.json("list_api_keys", "--due", "10")["api_keys"]
+    assert [key["id"] for key in due] == [soon["id"]]
+    assert len(run.json("list_api_keys", "--due", "9999999999")["api_keys"]) == 2
+
+
+def test_revoke_asks_first(run: Runner) -> None:
+    """Without --yes only a yes revokes, and a revoked key no longer works."""
+    made = run.json("generate_api_key", "--client", "acme")
+    for answer in ("", "n\n", "\n"):
+        done = run("revoke_api_key", made["key_id"], answer=answer)
+        assert (done.returncode, done.stderr) == (1, "Error: not revoked\n")
+    assert run.resolve(made["key"])
+    done = run("revoke_api_key", answer=f"{made['key_id']}\ny\n")
+    assert done.returncode == 0
+    assert f"Revoked {made['key_prefix']}" in done.stdout
+    with pytest.raises(InvalidKey):
+        run.resolve(made["key"])
+
+
+def test_revoke_again_is_no_fault(run: Runner) -> None:
+    """Revoking by UUID or key_id, once or twice, gives the inactive key object."""
+    made = run.json("generate_api_key", "--client", "acme")
+    for name in ("id", "key_id"):
+        assert run.json("revoke_api_key", made[name], "--yes")["is_active"] is False
+
+
+def test_revoke_knows_what_it_does_not_know(run: Runner) -> None:
+    """An unknown key is one line and 1; no key at all as well."""
+    done = run("revoke_api_key", "nope", "--yes")
+    assert (done.returncode, done.stderr.count("Error: no key 'nope'")) == (1, 1)
+    assert "Error: key_id is required" in run("revoke_api_key").stderr
+
+
+def test_an_admin_key_is_made_for_a_name(run: Runner) -> None:
+    """The admin key is the platform's, has the name asked for, and needs one."""
+    made = run.json("create_admin_key", "--name", "alice laptop", "--expires", "2990-01-31")
+    assert made["is_admin"]
+    assert made["expires_at"] == "2990-01-31T00:00:00.000Z"
+    principal = run.resolve(made["key"])
+    assert (principal.is_admin, principal.client_id) == (True, None)
+    asked = run("create_admin_key", answer="bob\n")
+    assert "Enter a name" in asked.stdout
+    assert "'bob'" in asked.stdout
+    refused = run("create_admin_key", answer="\n")
+    assert (refused.returncode, refused.stderr) == (1, "Error: name is required\n")
+
+
+def test_a_broken_database_is_one_line(run: Runner) -> None:
+    """Where no database can be opened the command says so and ends with 1."""
+    run.data_dir.mkdir()
+    (run.data_dir / "control.db").write_bytes(b"no database" * 1000)
+    done = run("list_api_keys")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Error: the control database cannot be used")
+
+
+def test_an_external_database_needs_a_secret(run: Runner) -> None:
+    """Off embedded storage no secret is made up, and no migration run behind one's back."""
+    url = f"sqlite:///{run.data_dir}/other.db"
+    done = run("list_api_keys", DATABASE_URL=url)
+    assert (done.returncode, "SECRET_KEY" in done.stderr) == (2, True)
+    done = run("list_api_keys", DATABASE_URL=url, SECRET_KEY="x" * 32)
+    assert (done.returncode, "central-logger migrate" in done.stderr) == (1, True)
+
+
+def test_commands_may_run_at_once(run: Runner) -> None:
+    """On a fresh data directory several commands at a time all succeed."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPTS / "generate_api_key.py", "--client", "acme", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=run.environment,
+        )
+        for _ in range(4)
+    ]
+    outputs = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * 4, outputs
+    assert len({json.loads(out)["key"] for out, _ in outputs}) == 4
+    assert len(run.json("list_api_keys")["api_keys"]) == 4
