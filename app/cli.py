@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -68,6 +68,7 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,  # TRUSTED_PROXIES decides, and only where an address matters
+            http="app.edge.protocol:WholeResponseProtocol",
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S_MAX,
@@ -131,7 +132,7 @@ def _share_metrics() -> str:
     return directory
 
 
-def _refuse(message: str, *, code: int = 1) -> Any:
+def _refuse(message: str, *, code: int = 1) -> NoReturn:
     typer.echo(f"central-logger: {message}", err=True)
     raise typer.Exit(code)
 

@@ -131,6 +131,14 @@ class Settings(BaseSettings):
             raise ValueError("a key must be ASCII without surrounding spaces")
         return value
 
+    @field_validator("rate_limit_storage_url", "geoip_database", "api_keys_file")
+    @classmethod
+    def _not_built(cls, value: str) -> str:
+        # Each promises protection or access: to ignore it would be to break the promise silently.
+        if value:
+            raise ValueError("is not supported by this version; leave it empty")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:

@@ -53,7 +53,9 @@ def single_logs(lab: Lab) -> Row:
     rounds, seconds = (3, 2.0) if lab.quick else (5, 5.0)
     server, key = lab.product()
     echo = lab.keep(start_asgi())
-    requests = tuple(ingest_request(key, encode(simple_record(i))) for i in range(5000))
+    # Enough of them that a run does not send the same second over and over: logs are of now.
+    count = 40_000 if lab.quick else 100_000
+    requests = tuple(ingest_request(key, encode(simple_record(i))) for i in range(count))
 
     def load(port: int, seconds: float) -> Result:
         plan = Plan(port, requests, SINGLE_CONNECTIONS, seconds=seconds)

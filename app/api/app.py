@@ -1,7 +1,6 @@
 """The FastAPI application of the control and query plane, with every error as a problem."""
 
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -67,7 +66,7 @@ def _on_http(request: Request, error: Exception) -> Response:
 
 
 def _is_ingest(request: Request, header: str) -> bool:
-    """The router does not know of the POST that never reaches it."""
+    """Say whether `Allow` must name the POST that the router never sees."""
     return header.lower() == "allow" and request.url.path == ingest.PATH
 
 

@@ -127,7 +127,7 @@ COMPONENTS = {
         "Bearer": {"type": "http", "scheme": "bearer"},
     },
 }
-SECURITY = [{"ApiKey": []}, {"Bearer": []}]
+SECURITY: list[dict[str, list[str]]] = [{"ApiKey": []}, {"Bearer": []}]
 
 
 def _ref(name: str) -> JsonSchema:

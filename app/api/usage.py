@@ -18,7 +18,7 @@ US_PER_MINUTE = 60 * US_PER_S
 
 
 @router.get("", summary="Read your usage", **documented(USAGE, 403, 404, 422))
-async def read_usage(  # noqa: PLR0913  # each is one parameter of the query string
+async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the query string
     principal: UsageReader,
     opened: Opened,
     client_id: Annotated[str | None, Query(description="With an admin key; `*` for all.")] = None,

@@ -1,0 +1,1 @@
+"""HTTP and nothing else: the hot path, authentication, limits, problems."""

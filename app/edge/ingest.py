@@ -27,6 +27,7 @@ from app.edge.body import (
 from app.edge.limits import Account, Limiter
 from app.edge.outcome import Outcome, first_errors
 from app.edge.problem import Headers, problem
+from app.edge.protocol import respond_to
 from app.edge.request_id import new_request_id
 from app.edge.tally import Tally
 from app.errors import (
@@ -65,7 +66,7 @@ log = structlog.get_logger(__name__)
 class IngestEndpoint:
     """The hot path, as an ASGI application of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what the path stands on, by name
         self,
         *,
         store: LogStore,
@@ -106,8 +107,7 @@ class IngestEndpoint:
         if account is not None:
             headers += account.headers()
         metrics.count_request("ingest", status)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await respond_to(scope, send, status, headers, body)
 
     async def _store_logs(
         self, scope: Any, receive: Any, account: Account, request_id: str
@@ -138,7 +138,7 @@ class IngestEndpoint:
     async def _store_once(
         self, upload: "_Upload", receive: Any, key: str, request_id: str
     ) -> Reply:
-        """Store under an Idempotency-Key, or repeat what it led to; hold it from before the read."""
+        """Store under an Idempotency-Key, held from before the read, or repeat its outcome."""
         async with AsyncExitStack() as stack:
             try:
                 stored = await stack.enter_async_context(self._store.claim(upload.client_id, key))

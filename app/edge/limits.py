@@ -84,10 +84,6 @@ class Meter(NamedTuple):
     window: Window
     limit: int
 
-    def left(self) -> int:
-        """Return what may still pass."""
-        return max(0, self.limit - self.window.used)
-
 
 Meters = tuple[Meter, ...]
 
@@ -95,7 +91,16 @@ Meters = tuple[Meter, ...]
 class Account:
     """The meters that a principal's requests run past: of each kind the key's and the client's."""
 
-    __slots__ = ("bytes", "logs", "policies", "principal", "requests", "second")
+    __slots__ = (
+        "_kinds",
+        "_policies",
+        "_resets",
+        "_second",
+        "bytes",
+        "logs",
+        "principal",
+        "requests",
+    )
 
     def __init__(
         self, principal: Principal, requests: Meters, logs: Meters, bytes_: Meters
@@ -104,35 +109,46 @@ class Account:
         self.requests = requests
         self.logs = logs
         self.bytes = bytes_
-        self.second = 0
-        self.policies = ", ".join(
+        self._second = 0
+        # Only kinds that are limited at all are told. Text that changes once a second, or never,
+        # is made once a second, or once.
+        kinds = (("requests", requests), ("logs", logs), ("bytes", bytes_))
+        self._kinds = [(f'"{name}";r=', meters) for name, meters in kinds if meters]
+        self._resets: list[str] = []
+        self._policies = ", ".join(
             f'"{name}";q={min(meter.limit for meter in meters)};w={WINDOW_S}'
-            for name, meters in self.named()
+            for name, meters in kinds
+            if meters
         ).encode()
 
-    def named(self) -> list[tuple[str, Meters]]:
-        """Return the kinds that are limited at all."""
-        kinds = (("requests", self.requests), ("logs", self.logs), ("bytes", self.bytes))
-        return [(name, meters) for name, meters in kinds if meters]
+    def advance(self, second: int) -> None:
+        """Move to a second: what is a minute old no longer counts."""
+        if second == self._second:
+            return
+        self._second = second
+        for _, meters in self._kinds:
+            for window, _ in meters:
+                window.advance(second)
+        self._resets = [f";t={_tightest(meters)[0].reset_s()}" for _, meters in self._kinds]
 
     def headers(self) -> Headers:
         """Return the RateLimit headers of draft-ietf-httpapi-ratelimit-headers and the X- ones.
 
         Of each kind they tell the tightest meter.
         """
-        if not self.policies:
+        if not self._kinds:
             return []
-        told = []
-        for name, meters in self.named():
-            meter = _tightest(meters)
-            told.append(f'"{name}";r={meter.left()};t={meter.window.reset_s()}')
-        headers = [(b"ratelimit-policy", self.policies), (b"ratelimit", ", ".join(told).encode())]
+        told = [
+            f"{name}{_left(meters)}{reset}"
+            for (name, meters), reset in zip(self._kinds, self._resets, strict=True)
+        ]
+        headers = [(b"ratelimit-policy", self._policies), (b"ratelimit", ", ".join(told).encode())]
         if self.requests:
-            meter = _tightest(self.requests)
+            window, limit = _tightest(self.requests)
             headers += (
-                (b"x-ratelimit-limit", b"%d" % meter.limit),
-                (b"x-ratelimit-remaining", b"%d" % meter.left()),
-                (b"x-ratelimit-reset", b"%d" % meter.window.reset_s()),
+                (b"x-ratelimit-limit", b"%d" % limit),
+                (b"x-ratelimit-remaining", b"%d" % max(0, limit - window.used)),
+                (b"x-ratelimit-reset", b"%d" % window.reset_s()),
             )
         return headers
 
@@ -141,7 +157,12 @@ def _tightest(meters: Meters) -> Meter:
     if len(meters) == 1:
         return meters[0]
     first, second = meters
-    return first if first.limit - first.window.used <= second.limit - second.window.used else second
+    return first if first[1] - first[0].used <= second[1] - second[0].used else second
+
+
+def _left(meters: Meters) -> int:
+    left = min([limit - window.used for window, limit in meters])
+    return max(0, left)
 
 
 class Limiter:
@@ -160,12 +181,7 @@ class Limiter:
             if len(self._accounts) >= ACCOUNTS_MAX:
                 self._forget_idle()
             account = self._accounts[principal.key_id] = self._open(principal)
-        second = int(self._clock())
-        if account.second != second:
-            account.second = second
-            for _, meters in account.named():
-                for meter in meters:
-                    meter.window.advance(second)
+        account.advance(int(self._clock()))
         return account
 
     def admit(self, account: Account, declared_bytes: int = 0, logs: int = 0) -> None:

@@ -29,7 +29,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
     def reply(self, receipt: Receipt, request_id: str) -> tuple[int, Headers, bytes]:
         """Return status, headers and body, once the store has told about duplicates."""
         if self.rejected and self.rejected == self.records:
-            members = {"errors": self._errors()}
+            members: dict[str, object] = {"errors": self._errors()}
             if self.log_id is None:
                 members |= self._counts(receipt)
             return 422, [CONTENT_TYPE], problem_body(422, REJECTED, request_id, members)

@@ -31,17 +31,15 @@ def status_of(error: LoggerError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem(
-    error: LoggerError, request_id: str, headers: Headers | None = None
-) -> tuple[int, Headers, bytes]:
-    """Return status, headers and body for an error; `headers` are added, such as those of limits."""
+def problem(error: LoggerError, request_id: str) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body for an error."""
     status = status_of(error)
-    extra = [CONTENT_TYPE, *(headers or ())]
+    headers = [CONTENT_TYPE]
     if status == HTTPStatus.UNAUTHORIZED:
-        extra.append(CHALLENGE)
+        headers.append(CHALLENGE)
     if isinstance(error, errors.RateLimited | errors.Unavailable):
-        extra.append((b"retry-after", b"%d" % error.retry_after_s))
-    return status, extra, problem_body(status, error.detail, request_id, error.members)
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    return status, headers, problem_body(status, error.detail, request_id, error.members)
 
 
 def problem_body(status: int, detail: str, request_id: str, members: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from app.errors import Invalid
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import StartRefused, reading, writing
 from app.keys.models import ApiKey, Client
@@ -71,6 +72,7 @@ def first_start(  # noqa: PLR0913 (each is one setting)
       does the administrator; both are returned, and exist nowhere else.
 
     Safe when several processes start together: one of them does it, and gets the keys to show.
+    Raises StartRefused for an INITIAL_ADMIN_KEY that could never be accepted.
     """
     client_ids = configured.client_ids | (set() if require_api_key else {DEFAULT_CLIENT_ID})
     # Looked at before anything is locked or written: most starts have nothing to do.
@@ -83,13 +85,7 @@ def first_start(  # noqa: PLR0913 (each is one setting)
     admin: ApiKey | None = None
     if wants_admin:
         # Outside the transaction, because argon2 takes its time.
-        admin = prepare_import(
-            peppers,
-            initial_admin_key,
-            client_id=None,
-            name="INITIAL_ADMIN_KEY",
-            key_hasher=key_hasher,
-        )
+        admin = _initial_admin(peppers, initial_admin_key, key_hasher)
     with writing(engine) as session:
         for client_id in missing:
             add_client(session, client_id)
@@ -98,6 +94,14 @@ def first_start(  # noqa: PLR0913 (each is one setting)
         if wants_demo and not any_key(session):
             return _add_first_keys(session, peppers, key_hasher)
     return None
+
+
+def _initial_admin(peppers: Peppers, token: str, key_hasher: str) -> ApiKey:
+    name = "INITIAL_ADMIN_KEY"
+    try:
+        return prepare_import(peppers, token, client_id=None, name=name, key_hasher=key_hasher)
+    except Invalid as error:
+        raise StartRefused(f"{name}: {error.members['errors'][0]['detail']}") from error
 
 
 def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str) -> FirstKeys:

@@ -157,7 +157,8 @@ class Keyring:
                 log.warning("changes of keys cannot be seen, reading each key: %s", error)
             self._watch_lost = changed = True
         else:
-            # The first good answer after a gap says nothing about the gap.
+            # The first good answer after a gap says nothing about the gap, in which each check
+            # emptied the cache, but the reads after the last one filled it.
             changed = changed or self._watch_lost
             self._watch_lost = False
         if changed:
@@ -234,8 +235,6 @@ class Keyring:
         return principal
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
-        if self._watch_lost:
-            return
         if len(self._verified) >= self._cache_principals_max:
             self._verified.clear()
         self._verified[digest] = principal

@@ -248,10 +248,10 @@ def deactivate_key(engine: Engine, id_or_key_id: str) -> ApiKey:
     """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
     with writing(engine) as session:
         key = find_key(session, id_or_key_id)
-        # An UPDATE only where there is something to change: each empties every worker's cache.
-        if key.is_active:
-            key.is_active = False
-            session.add(key)
+        # A key that is off already is not written, which would empty every worker's cache:
+        # SQLAlchemy updates what differs.
+        key.is_active = False
+        session.add(key)
         return key
 
 

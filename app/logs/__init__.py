@@ -1,0 +1,1 @@
+"""Log records, their decoding, queries and the protocol of a log store."""

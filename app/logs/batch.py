@@ -1,14 +1,14 @@
 """What goes into a log store and what comes back: plain rows, no object per log."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 # One log as the stores take it: (us, seq, series, run_id, duration_ms, external_id, message,
 # error, metadata). `series` indexes Batch.series; error and metadata are JSON texts.
 Row = tuple[int, int, int, str | None, Any, str | None, str | None, str | None, str | None]
-ROW_SERIES = 2
-ROW_EXTERNAL_ID = 5
+ROW_SERIES: Final = 2
+ROW_EXTERNAL_ID: Final = 5
 
 # What many logs share: (dataset, environment, status, level, workflow).
 Series = tuple[str, str, str, str | None, str | None]

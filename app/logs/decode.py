@@ -41,9 +41,9 @@ class _Envelope(msgspec.Struct):
     status: Raw = ABSENT
 
     def holds_logs(self) -> bool:
-        """An array of logs beside none of a record's required members."""
+        """Say whether there is an array of logs, and none of a record's required members."""
         required = (self.environment, self.executed_at, self.status)
-        return memoryview(self.logs)[:1] == b"[" and not any(map(len, map(memoryview, required)))
+        return bytes(memoryview(self.logs)[:1]) == b"[" and not any(len(bytes(r)) for r in required)
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode

@@ -13,9 +13,10 @@ import msgspec
 from app.errors import Invalid
 from app.logs.batch import USAGE_COUNTERS
 from app.logs.identity import Position, parse_id
-from app.logs.timestamp import US_PER_S, BadTime, parse_instant
+from app.logs.timestamp import MIN_US, US_PER_S, BadTime, parse_instant
 
 Instant = tuple[int, int]  # us since 1970, ns beyond
+Fault = dict[str, object]  # {index, field, detail}
 Order = Literal["desc", "asc"]
 UsageGroup = Literal["key", "dataset", "hour", "day"]
 
@@ -27,6 +28,9 @@ FILTERS = (*SERIES_FILTERS, "run_id")
 USAGE_GROUPS: tuple[UsageGroup, ...] = ("key", "dataset", "hour", "day")
 MINUTES = {"hour": 60, "day": 1440}
 
+SINGLE = frozenset({"from", "to", "order", "limit", "cursor"})
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 _RELATIVE = re.compile(r"-(\d{1,9})([smhdw])", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -136,42 +140,29 @@ def parse_log_query(
     """
     single: dict[str, str] = {}
     filters: dict[str, tuple[str, ...]] = {}
-    errors = []
+    faults: list[Fault] = []
     for name, value in params:
         if name in FILTERS:
             filters[name] = (*filters.get(name, ()), value)
-        elif name not in {"from", "to", "order", "limit", "cursor"}:
-            errors.append(_fault(name, "is not a known parameter"))
+        elif name not in SINGLE:
+            faults.append(_fault(name, "is not a known parameter"))
         elif name in single:
-            errors.append(_fault(name, "is given twice"))
+            faults.append(_fault(name, "is given twice"))
         else:
             single[name] = value
-    start = end = None
-    for name in ("from", "to"):
-        try:
-            instant = parse_bound(single[name], now_us) if name in single else None
-        except BadTime as error:
-            errors.append(_fault(name, str(error)))
-        else:
-            start, end = (instant, end) if name == "from" else (start, instant)
     order = single.get("order", "desc")
     if order not in {"desc", "asc"}:
-        errors.append(_fault("order", "must be desc or asc"))
-    limit = single.get("limit", str(DEFAULT_LIMIT))
-    if not (
-        limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MAX_LIMIT
-    ):  # noqa: E501, PLR2004
-        errors.append(_fault("limit", f"must be a number from 1 to {MAX_LIMIT}"))
-    if errors:
-        raise Invalid(errors)
+        faults.append(_fault("order", "must be desc or asc"))
     query = LogQuery(
         client_id=client_id,
-        start=start,
-        end=end,
+        start=_bound(single, "from", now_us, faults),
+        end=_bound(single, "to", now_us, faults),
         filters=filters,
         order="asc" if order == "asc" else "desc",
-        limit=int(limit),
+        limit=_limit(single, faults),
     )
+    if faults:
+        raise Invalid(faults)
     return cursors.open(query, single["cursor"]) if "cursor" in single else query
 
 
@@ -179,14 +170,32 @@ def parse_bound(text: str, now_us: int) -> Instant:
     """Read a bound: RFC 3339, or relative to now as in `-1h`; raise BadTime."""
     relative = _RELATIVE.fullmatch(text)
     if relative is not None:
-        us = now_us - int(relative[1]) * _UNIT_S[relative[2]] * US_PER_S
-        return us, 0
+        return max(MIN_US, now_us - int(relative[1]) * _UNIT_S[relative[2]] * US_PER_S), 0
     try:
-        # A `+` in a query string arrives as a space unless the caller escaped it.
-        return parse_instant(text if len(text) < 20 else text[:19] + text[19:].replace(" ", "+"))  # noqa: PLR2004
+        # A `+` in a query string arrives as a space unless the caller escaped it; the one between
+        # date and time is another matter.
+        return parse_instant(text[:11] + text[11:].replace(" ", "+"))
     except BadTime:
         raise BadTime("must be an RFC 3339 time, or relative like -1h or -7d") from None
 
 
-def _fault(name: str, detail: str) -> dict[str, object]:
+def _bound(single: dict[str, str], name: str, now_us: int, faults: list[Fault]) -> Instant | None:
+    if name not in single:
+        return None
+    try:
+        return parse_bound(single[name], now_us)
+    except BadTime as error:
+        faults.append(_fault(name, str(error)))
+        return None
+
+
+def _limit(single: dict[str, str], faults: list[Fault]) -> int:
+    text = single.get("limit", str(DEFAULT_LIMIT))
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= MAX_LIMIT:
+        faults.append(_fault("limit", f"must be a number from 1 to {MAX_LIMIT}"))
+        return DEFAULT_LIMIT
+    return int(text)
+
+
+def _fault(name: str, detail: str) -> Fault:
     return {"index": 0, "field": name, "detail": detail}

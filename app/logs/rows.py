@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf
 
 import msgspec
 
@@ -80,10 +80,8 @@ def _row(record: LogRecord, series: int, arrival: int) -> Row | Rejection:
     except BadTime as error:
         return Rejection("executed_at", str(error))
     duration = record.duration_ms
-    if duration is not None:
-        if duration < 0 or not isfinite(duration):
-            return Rejection("duration_ms", "must be a number of at least 0")
-        duration = _storable(duration)
+    if duration is not None and not 0 <= duration < inf:
+        return Rejection("duration_ms", "must be a number of at least 0")
     try:
         error_json = _json_text(record.error)
         metadata = _json_text(record.metadata)
@@ -98,7 +96,7 @@ def _row(record: LogRecord, series: int, arrival: int) -> Row | Rejection:
         ns << ARRIVAL_BITS | arrival,
         series,
         record.run_id,
-        duration,
+        None if duration is None else _storable(duration),
         record.id,
         record.message,
         error_json,
@@ -108,7 +106,7 @@ def _row(record: LogRecord, series: int, arrival: int) -> Row | Rejection:
 
 def _json_text(raw: msgspec.Raw) -> str | None:
     """Return a member's JSON on one line, its numbers and escapes as they were sent."""
-    text = str(raw, "utf-8")  # type: ignore[call-overload]  # Raw is a buffer, which str takes
+    text = str(raw, "utf-8")
     if not text or text == "null":
         return None
     if "\n" in text or "\r" in text:

@@ -27,11 +27,11 @@ class BadTime(ValueError):
 
 
 def parse_instant(value: str | float) -> tuple[int, int]:
-    """Return (us, ns) of an RFC 3339 text (section 5.6; a leap second counts as the next second)
-    or of a number of seconds, ms, us or ns since 1970, told apart by its magnitude.
+    """Return (us, ns) of an RFC 3339 text, or of a number of s, ms, us or ns since 1970.
 
-    Raises BadTime.
-    """  # noqa: D205, D209
+    The number's unit is told by its magnitude; a leap second (RFC 3339, 5.7) counts as the next
+    second. Raises BadTime.
+    """
     if not isinstance(value, str):
         return _from_epoch(value)
     # Most texts have a form that the C parser reads exactly; it also takes forms that are not
@@ -81,10 +81,9 @@ def _from_unusual_text(value: str) -> tuple[int, int]:
 def _from_epoch(value: float) -> tuple[int, int]:
     """Seconds below 1e11 (the year 5138), then ms, us and ns, each a thousand times the last."""
     size = abs(value)
-    for limit, ns_per_unit in ((1e11, 10**9), (1e14, 10**6), (1e17, 1000), (1e20, 1)):
-        if size < limit:
-            break
-    else:
+    units = ((1e11, 10**9), (1e14, 10**6), (1e17, 1000), (1e20, 1))
+    ns_per_unit = next((ns for limit, ns in units if size < limit), None)
+    if ns_per_unit is None:
         raise BadTime("is outside the years 0001 to 9999")
     if isinstance(value, int):
         total_ns = value * ns_per_unit

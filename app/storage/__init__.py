@@ -1,0 +1,1 @@
+"""Log stores, one package a technology."""

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import closing
@@ -16,9 +17,10 @@ import pytest
 from sqlalchemy import Engine, event
 
 from app.errors import InvalidKey, Overloaded, StorageUnavailable
+from app.keys import database
 from app.keys import keyring as keyring_module
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import writing
+from app.keys.database import embedded_url, open_engine, upgrade, writing
 from app.keys.keyring import Keyring
 from app.keys.models import ApiKey, Client, utc_now
 from app.keys.principal import Limits
@@ -245,6 +247,24 @@ def test_a_raw_connection_in_this_process_counts_at_once(
     _run(main)
 
 
+def test_a_rollback_journal_shows_changes_too(
+    peppers: Peppers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SQLite is too old for a WAL with several writers, revocation is as immediate."""
+    monkeypatch.setattr(database, "SQLITE_SAFE_WAL", False)
+    engine = open_engine(embedded_url(tmp_path / "old"))
+    upgrade(engine)
+    key, token = _make(engine, peppers)
+    keyring = Keyring(engine, peppers, DEFAULTS, ConfiguredKeys(peppers, {}))
+    assert asyncio.run(_resolve(keyring, token))
+    assert keyring.cached(token)
+    deactivate_key(engine, key.key_id)
+    assert keyring.cached(token) is None
+    _refusal(keyring, token)
+    keyring.close()
+    engine.dispose()
+
+
 def test_the_watch_is_asked_once_a_turn(
     engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
 ) -> None:
@@ -280,11 +300,13 @@ def test_a_lost_watch_means_reading_each_key(
     keyring = make_keyring(watch=watch)
     asyncio.run(keyring.resolve(token))
     watch.lost = True
+    reads = _count_reads(engine)
     assert keyring.cached(token) is None
-    assert asyncio.run(_resolve(keyring, token))
-    assert keyring.cached(token) is None
+    for _ in range(3):
+        assert asyncio.run(_resolve(keyring, token))
+    assert len(reads) == 3
+    # The change falls into the gap, and the watch will not tell of it.
     deactivate_key(engine, key.key_id)
-    _refusal(keyring, token)
     watch.lost = False
     assert keyring.cached(token) is None
     _refusal(keyring, token)
@@ -495,6 +517,55 @@ def test_a_key_revoked_while_argon2_runs_is_refused(
         with pytest.raises(InvalidKey):
             await call
         assert keyring.cached("hunter2") is None
+
+    _run(main)
+
+
+def test_a_refusal_in_the_making_is_not_shared_across_a_change(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """Who sends a key after it was stored does not get the answer of who sent it before."""
+    ensure_client(engine, "acme")
+    plain = Peppers([SECRET])
+    other = import_key(engine, plain, token="hunter2", client_id="acme", name="other")
+    # As one key in 65,536 does, it shares its tag with another.
+    _alter(engine, other, lookup_tag=plain.lookup_tag("late"))
+    keyring = make_keyring(peppers=CountingPeppers(delay_s=0.3))
+
+    async def main() -> None:
+        early = asyncio.create_task(keyring.resolve("late"))
+        await asyncio.sleep(0.01)
+        import_key(engine, plain, token="late", client_id="acme", name="late")
+        await asyncio.sleep(0)
+        assert not early.done()
+        assert (await keyring.resolve("late")).name == "late"
+        with pytest.raises(InvalidKey):
+            await early
+
+    _run(main)
+
+
+def test_a_list_of_live_keys_read_before_a_change_is_not_used(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A key made while the list of live keys was being read is accepted at once and later."""
+    keyring = make_keyring()
+    reading = threading.Event()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _linger(*arguments: Any) -> None:
+        if "group_concat" in arguments[2]:
+            reading.set()
+            time.sleep(0.1)
+
+    async def main() -> None:
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(mint("cl_live", "acme").text)
+        await asyncio.to_thread(reading.wait, 5)
+        _, token = _make(engine, peppers)
+        assert keyring.cached(token) is None
+        await asyncio.sleep(0.3)
+        assert await keyring.resolve(token)
 
     _run(main)
 

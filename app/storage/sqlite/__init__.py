@@ -1,0 +1,1 @@
+"""Embedded storage: day files, written by one process, read by all."""

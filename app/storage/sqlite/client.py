@@ -9,8 +9,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +38,13 @@ from app.storage.sqlite.wire import (
 
 ANSWER_S_MAX = 10.0
 CONNECT_S_MAX = 10.0
+# A busy turn of the loop is long: the writer begins with its first requests during the rest.
+OUTBOX_MAX = int(os.environ.get("OB", "16"))
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
+# What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
+# their senders come back: without a bound each would leave its batch here once more.
+BACKLOG_BYTES_MAX = 64 * 1024**2
+SOCKET_PATH_BYTES_MAX = 100  # the system's own limit is 104 or 108
 
 log = structlog.get_logger(__name__)
 
@@ -46,13 +52,17 @@ log = structlog.get_logger(__name__)
 class WriterClient:
     """Asks the writer process; supervises it from the side of its user."""
 
-    def __init__(self, directory: Path, dedup_window_days: int, clock: ArrivalClock) -> None:
+    def __init__(
+        self, directory: Path, dedup_window_days: int, clock: ArrivalClock, answer_s_max: float
+    ) -> None:
         self._directory = directory
         self._command = (
             *(sys.executable, "-m", "app.storage.sqlite.writer"),
             *(str(directory), str(dedup_window_days)),
         )
         self._clock = clock
+        self._answer_s_max = answer_s_max
+        self._claimed: set[tuple[str, str]] = set()
         self._asked: dict[int, tuple[asyncio.Future[Any], float]] = {}
         self._number = 0
         self._outbox: list[bytes] = []
@@ -100,22 +110,32 @@ class WriterClient:
     @asynccontextmanager
     async def claim(self, client_id: str, key: str) -> AsyncIterator[StoredOutcome | None]:
         """Hold an Idempotency-Key; see LogStore.claim."""
-        answer = await self._ask(lambda number: Claim(number, client_id, key))
-        assert isinstance(answer, Claimed)  # noqa: S101
-        if not answer.granted:
+        name = (client_id, key)
+        # The writer knows only which worker holds a key, and a new writer not even that: two
+        # requests of one worker are told apart here.
+        if name in self._claimed:
             raise ClaimHeld
+        self._claimed.add(name)
         try:
+            answer = await self._ask(lambda number: Claim(number, client_id, key))
+            assert isinstance(answer, Claimed)  # noqa: S101
+            if not answer.granted:
+                raise ClaimHeld
             yield answer.stored
         finally:
+            self._claimed.discard(name)
+            # Also if no answer came, in time or at all: it follows the claim on the same socket.
             self._send(Release(client_id, key))
 
     def _ask(self, question: Callable[[int], Append | Claim | Ping]) -> asyncio.Future[Any]:
         if self._transport is None:
             raise StorageUnavailable("no writer process")
+        if self._transport.get_write_buffer_size() > BACKLOG_BYTES_MAX:
+            raise StorageUnavailable("the writer process is too far behind")
         self._number += 1
+        self._send(question(self._number))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[self._number] = (future, time.monotonic())
-        self._send(question(self._number))
         return future
 
     def _send(self, message: Append | Claim | Ping | Release) -> None:
@@ -125,6 +145,8 @@ class WriterClient:
             # One write a turn of the loop, for all requests of that turn.
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append(frame(message))
+        if len(self._outbox) >= OUTBOX_MAX:
+            self._flush()
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -152,8 +174,6 @@ class WriterClient:
         # same.
         if asked is not None and not asked[0].done():
             asked[0].set_result(answer)
-        elif isinstance(answer, Claimed) and answer.granted:
-            self._send(Release(answer.client_id, answer.key))  # nobody waits for it any more
 
     def _fail_all(self, reason: str) -> None:
         asked, self._asked = self._asked, {}
@@ -167,7 +187,10 @@ class WriterClient:
         while True:
             self._lost.clear()
             try:
-                await loop.create_unix_connection(lambda: _Link(self), str(self._socket_path()))
+                with _short_path(self._directory) as directory:
+                    await loop.create_unix_connection(
+                        lambda: _Link(self), str(directory / SOCKET_NAME)
+                    )
             except OSError:
                 await self._start_writer()
                 await asyncio.sleep(retry_s)
@@ -177,26 +200,22 @@ class WriterClient:
             await self._lost.wait()
             log.warning("the writer process is gone")
 
-    def _socket_path(self) -> Path:
-        """Name the socket briefly: its path may not be longer than about 100 bytes."""
-        path = self._directory / SOCKET_NAME
-        if len(os.fsencode(path)) < 100:  # noqa: PLR2004
-            return path
-        return Path(os.path.relpath(path))
-
     async def _start_writer(self) -> None:
         """Start a writer unless ours still runs; of two that race, the loser leaves at once."""
         if self._process is not None and self._process.returncode is None:
             return
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:  # no memory or no process left now: there may be soon
+            log.error("the writer process does not start", reason=repr(error))  # noqa: TRY400
 
     async def _give_up_on_late_answers(self) -> None:
-        """A writer that is stopped, not dead, must not hold requests for ever."""
+        """Fail what waits too long: a writer that is stopped, not dead, must not hold requests."""
         while True:
-            await asyncio.sleep(1)
-            late = time.monotonic() - ANSWER_S_MAX
+            await asyncio.sleep(self._answer_s_max / 10)
+            late = time.monotonic() - self._answer_s_max
             for number, (future, asked_at) in list(self._asked.items()):
                 if asked_at > late:
                     break  # they stand in the order of asking
@@ -227,8 +246,23 @@ class _Link(FrameProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client.connected(cast("asyncio.Transport", transport))  # uvloop's is none by class
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._client.disconnected()
+
+
+@contextmanager
+def _short_path(directory: Path) -> Iterator[Path]:
+    """Name a directory so briefly that a Unix socket in it can be reached."""
+    paths = (directory, Path(os.path.relpath(directory)))
+    short = min(paths, key=lambda path: len(os.fsencode(path)))
+    if len(os.fsencode(short / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX:
+        yield short
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")  # where there is none, connecting fails
+    finally:
+        os.close(descriptor)
 
 
 _PLAIN = Receipt()

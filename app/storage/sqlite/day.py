@@ -202,7 +202,7 @@ class DayFile:
         return known
 
     def _series_id(self, client: int, series: Series) -> int:
-        key = (client, tuple(series))
+        key = (client, series)
         known = self._series.get(key)
         if known is None:
             dataset, environment, status, level, workflow = series

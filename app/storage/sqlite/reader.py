@@ -28,7 +28,7 @@ HIGHEST: Key = (MAX_US + 1, 0)
 
 
 def _instant_sql(us: str, ns: str) -> str:
-    """SQL for RFC 3339 text of an instant, as app.logs.timestamp.format_instant gives it."""
+    """Return SQL for the text of an instant that app.logs.timestamp.format_instant gives."""
     micro = f"((({us}) % {US_PER_S} + {US_PER_S}) % {US_PER_S})"
     second = f"strftime('%Y-%m-%dT%H:%M:%S', (({us}) - {micro}) / {US_PER_S}, 'unixepoch')"
     return f"""{second} || CASE
@@ -49,8 +49,8 @@ _RECEIVED_US = f":day * {US_PER_DAY} + ((l.seq & {ARRIVAL_MASK}) >> {SLOT_BITS})
 _RENDER = "||".join(
     (
         f"""'{{"id":"' || {_ID}""",
-        """ '","client_id":"' || :client_id""",
-        f""" '","executed_at":"' || {_instant_sql("l.us", f"(l.seq >> {ARRIVAL_BITS})")}""",
+        """ '","client_id":' || json_quote(:client_id)""",
+        f""" ',"executed_at":"' || {_instant_sql("l.us", f"(l.seq >> {ARRIVAL_BITS})")}""",
         f""" '","received_at":"' || {_instant_sql(_RECEIVED_US, "0")}""",
         f""" '","environment":' || {_text("s.environment")}""",
         f""" ',"status":' || {_text("s.status")}""",

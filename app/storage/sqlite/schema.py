@@ -99,10 +99,14 @@ def create_day(path: Path) -> None:
         leftover.unlink()
     connection = sqlite3.connect(draft, isolation_level=None)
     try:
-        for statement in (*PRAGMAS, *CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}"):
+        # With a rollback journal a COMMIT that returns is in the file itself. A log of writes
+        # would be folded in by close(), which does not say that the disk was full.
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("BEGIN")
+        for statement in (*CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
             connection.execute(statement)
     finally:
-        connection.close()  # the last connection folds the log of writes into the file
+        connection.close()
     draft.rename(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

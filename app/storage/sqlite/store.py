@@ -12,7 +12,7 @@ from app.logs.batch import Batch, Receipt, StoredOutcome
 from app.logs.identity import ArrivalClock
 from app.logs.query import LogQuery, Page, UsageQuery, UsageRow
 from app.sqlite import sqlite3
-from app.storage.sqlite.client import WriterClient
+from app.storage.sqlite.client import ANSWER_S_MAX, WriterClient
 from app.storage.sqlite.reader import SqliteReader
 
 READ_THREADS = 4
@@ -23,9 +23,11 @@ T = TypeVar("T")
 class SqliteLogStore:
     """LogStore on day files in a directory of one machine."""
 
-    def __init__(self, directory: Path, dedup_window_days: int) -> None:
+    def __init__(
+        self, directory: Path, dedup_window_days: int, answer_s_max: float = ANSWER_S_MAX
+    ) -> None:
         self.clock = ArrivalClock()
-        self._writer = WriterClient(directory, dedup_window_days, self.clock)
+        self._writer = WriterClient(directory, dedup_window_days, self.clock, answer_s_max)
         self._reader = SqliteReader(directory)
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
 

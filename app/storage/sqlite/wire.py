@@ -17,27 +17,33 @@ from app.logs.batch import Batch, Receipt, StoredOutcome
 
 SOCKET_NAME = "writer.sock"
 _LENGTH_BYTES = 4
-# No worker sends more in one frame: a body is bounded, and so is what its records become.
-FRAME_BYTES_MAX = 1 << 30
 
 
 class Append(msgspec.Struct, array_like=True, tag="a"):
+    """Commit this."""
+
     number: int
     batch: Batch
 
 
 class Claim(msgspec.Struct, array_like=True, tag="c"):
+    """Hold an Idempotency-Key."""
+
     number: int
     client_id: str
     key: str
 
 
 class Release(msgspec.Struct, array_like=True, tag="r"):
+    """Let go of an Idempotency-Key."""
+
     client_id: str
     key: str
 
 
 class Ping(msgspec.Struct, array_like=True, tag="p"):
+    """Answer if you live."""
+
     number: int
 
 
@@ -54,14 +60,16 @@ class Done(msgspec.Struct, array_like=True, tag="D"):
 
 
 class Receipted(msgspec.Struct, array_like=True, tag="R"):
+    """This is on disk, apart from its duplicates."""
+
     number: int
     receipt: Receipt
 
 
 class Claimed(msgspec.Struct, array_like=True, tag="C"):
+    """The key is held, with what it led to before; or it is not granted."""
+
     number: int
-    client_id: str
-    key: str
     granted: bool
     stored: StoredOutcome | None
 

@@ -20,6 +20,11 @@ from typing import Any, TextIO, cast
 
 import msgspec
 
+try:
+    from uvloop import run as _run
+except ImportError:  # where it has no wheel
+    from asyncio import run as _run  # type: ignore[assignment]
+
 from app.logs.batch import Batch, Receipt, StoredOutcome
 from app.logs.identity import SLOT_MASK
 from app.sqlite import sqlite3
@@ -34,7 +39,6 @@ from app.storage.sqlite.wire import (
     Done,
     Failed,
     FrameProtocol,
-    Ping,
     Question,
     Receipted,
     Release,
@@ -110,10 +114,12 @@ class Connection(FrameProtocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet a worker."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self.send(Welcome(self._writer.welcome(self)))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Forget it."""
         self._transport = None
         self._writer.farewell(self)
 
@@ -169,7 +175,7 @@ class Writer:
         """Give an Idempotency-Key to one request at a time, with what it led to before."""
         name = (claim.client_id, claim.key)
         if name in self._claims:
-            connection.send(Claimed(claim.number, *name, granted=False, stored=None))
+            connection.send(Claimed(claim.number, granted=False, stored=None))
             return
         try:
             stored = self._files.find_outcome(self._today(), claim.client_id, claim.key)
@@ -177,7 +183,7 @@ class Writer:
             connection.send(Failed(claim.number, repr(error)))
             return
         self._claims[name] = connection
-        connection.send(Claimed(claim.number, *name, granted=True, stored=stored))
+        connection.send(Claimed(claim.number, granted=True, stored=stored))
 
     def release(self, connection: Connection, name: tuple[str, str]) -> None:
         """Take a claim back from its holder."""
@@ -203,7 +209,7 @@ class Writer:
             self._commit_day(day, asked)
 
     def _lost_claim(self, connection: Connection, batch: Batch) -> bool:
-        """A claim given by a writer that has died since protects nothing any more."""
+        """Say whether a claim was given by a writer that has died since: it protects nothing."""
         claimed = batch.idempotency
         if claimed is None:
             return False
@@ -256,8 +262,7 @@ async def _serve(directory: Path, dedup_window_days: int) -> None:
     writer = Writer(files, lambda: int(time.time() // 86_400))
     # Relative to the directory: a Unix socket's path may not be longer than about 100 bytes.
     os.chdir(directory)
-    os.umask(0o077)
-    Path(SOCKET_NAME).unlink(missing_ok=True)
+    Path(SOCKET_NAME).unlink(missing_ok=True)  # noqa: ASYNC240  # nobody waits yet
     server = await asyncio.get_running_loop().create_unix_server(
         lambda: Connection(writer), SOCKET_NAME
     )
@@ -275,18 +280,14 @@ def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 def main() -> int:
     """Run until nobody is connected any more."""
     directory, dedup_window_days = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    os.umask(0o077)
     # The workers drain on these; the writer ends when the last of them has said good-bye.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     held = _lock(directory)
     if held is None:
         return ALREADY_RUNNING
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(directory, dedup_window_days))
-    else:
-        uvloop.run(_serve(directory, dedup_window_days))
+    _run(_serve(directory, dedup_window_days))
     return 0
 
 
