@@ -30,7 +30,8 @@ class WholeResponseProtocol(HttpToolsProtocol):
         def respond(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
             _respond(cycle, status, headers, body)
 
-        self.scope["extensions"] = {EXTENSION: respond}
+        scope: Any = self.scope
+        scope["extensions"] = {EXTENSION: respond}
 
 
 def _respond(

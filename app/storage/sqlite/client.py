@@ -39,7 +39,7 @@ from app.storage.sqlite.wire import (
 ANSWER_S_MAX = 10.0
 CONNECT_S_MAX = 10.0
 # A busy turn of the loop is long: the writer begins with its first requests during the rest.
-OUTBOX_MAX = int(os.environ.get("OB", "16"))
+OUTBOX_MAX = 16
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 # What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
 # their senders come back: without a bound each would leave its batch here once more.

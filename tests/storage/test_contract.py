@@ -1,0 +1,848 @@
+"""What every log store must do: one suite for all of them."""
+
+import asyncio
+import json
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from app.errors import StorageUnavailable
+from app.logs.batch import Batch, Idempotency, Receipt
+from app.logs.identity import format_id, parse_id, received_us
+from app.logs.query import FILTERS, LogQuery, Order, UsageQuery, UsageRow
+from app.logs.store import ClaimHeld, LogStore
+from app.logs.timestamp import MAX_US, MIN_US, format_instant, parse_instant
+from loadtests.records import Record, expected, same
+from tests.storage.batches import (
+    NOON,
+    append,
+    assert_same_logs,
+    make_batch,
+    read_all,
+    read_page,
+    record,
+    sent_part,
+)
+from tests.storage.conftest import MemoryBackend, SqliteBackend
+
+pytestmark = pytest.mark.anyio
+
+Backend = MemoryBackend | SqliteBackend
+
+HOSTILE = (
+    "it's",
+    'a "quoted" one',
+    "100%",
+    "_",
+    "back\\slash",
+    "nul\x00inside",
+    "nul\x00other",
+    "line\nbreak",
+    "\u00fc\u4fa1\U0001f680",
+    "'; DROP TABLE logs; --",
+    '"}],"x":[{"',
+    "null",
+    "",
+    " ",
+)
+
+
+# --- append and receipt --------------------------------------------------------------------------
+
+
+async def test_what_was_appended_is_read_back(store: LogStore) -> None:
+    """A log comes back equal, under the id and the arrival that its append gave it."""
+    sent = record(
+        workflow="sync",
+        run_id="r-1",
+        level="INFO",
+        message="done",
+        duration_ms=12,
+        error={"code": 429},
+        dataset="orders",
+        id="own-1",
+        metadata={"a": [1, None, {"b": 2.5}]},
+        surprise={"kept": True},
+    )
+    batch = make_batch(store.clock, "acme", [sent])
+    assert await store.append(batch) == Receipt()
+    [log] = await read_all(store, LogQuery("acme"))
+    us, seq, *_ = batch.rows[0]
+    assert log["id"] == format_id(us, batch.day, seq)
+    assert log["client_id"] == "acme"
+    assert log["received_at"] == format_instant(received_us(batch.day, seq))
+    assert sent_part(log) == expected(sent)
+
+
+async def test_an_empty_batch_only_counts(store: LogStore) -> None:
+    """A batch without rows stores no log, and its usage all the same."""
+    batch = make_batch(store.clock, "acme", [])
+    batch.rejected, batch.denied = 3, 4
+    assert await store.append(batch) == Receipt()
+    assert await read_all(store, LogQuery("acme")) == []
+    [usage] = await store.usage(UsageQuery("acme", "key"))
+    assert usage == UsageRow("acme", "key-1", (1, 0, batch.bytes, 3, 4))
+
+
+async def test_a_batch_with_a_place_taken_twice_is_refused_whole(store: LogStore) -> None:
+    """Two rows with one id cannot both be found again: nothing of their batch is stored."""
+    batch = make_batch(store.clock, "acme", [record(), record(status="FAILED")])
+    first = batch.rows[0]
+    batch.rows[1] = (*first[:2], *batch.rows[1][2:])
+    with pytest.raises(StorageUnavailable):
+        await store.append(batch)
+    assert await read_all(store, LogQuery("acme")) == []
+    assert await store.usage(UsageQuery("acme", "key")) == []
+    await append(store, "acme", record())
+    assert len(await read_all(store, LogQuery("acme"))) == 1
+
+
+async def test_a_closed_store_takes_nothing(backend: Backend) -> None:
+    """After aclose every write fails as unavailable."""
+    store = await backend.open()
+    await store.ping()
+    await store.aclose()
+    with pytest.raises(StorageUnavailable):
+        await store.ping()
+    with pytest.raises(StorageUnavailable):
+        await store.append(make_batch(store.clock, "acme", [record()]))
+    with pytest.raises(StorageUnavailable):
+        async with store.claim("acme", "key"):
+            pass
+
+
+# --- duplicates ----------------------------------------------------------------------------------
+
+
+async def test_duplicates_within_one_batch(store: LogStore) -> None:
+    """Of the records of one batch with one id, the earliest executed is stored."""
+    sent = [record(id="a", message=str(n)) for n in range(3)] + [record(id="b"), record()]
+    batch = make_batch(store.clock, "acme", sent)
+    receipt = await store.append(batch)
+    logs = await read_all(store, LogQuery("acme", order="asc"))
+    assert receipt == Receipt(2, logs[0]["id"])
+    assert [log["external_id"] for log in logs] == ["a", "b", None]
+    assert logs[0]["message"] == "0"
+
+
+async def test_duplicates_across_batches_and_workers(backend: Backend) -> None:
+    """An id that any worker stored is not stored again, and the first log's id is told."""
+    one, two = await backend.open(), await backend.open()
+    await append(one, "acme", record(id="a", message="first"))
+    for store in (two, one):
+        again = make_batch(store.clock, "acme", [record(id="a", message="again"), record(id=None)])
+        receipt = await store.append(again)
+        assert receipt.duplicates == 1
+        logs = await read_all(store, LogQuery("acme", order="asc"))
+        assert receipt.duplicate_id == logs[0]["id"]
+        assert logs[0]["message"] == "first"
+    assert len(logs) == 3
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_duplicates_of_batches_sent_at_once(backend: Backend) -> None:
+    """Of many appends of one id at one time, exactly one stores it."""
+    stores = [await backend.open(), await backend.open()]
+    batches = [
+        make_batch(store.clock, "acme", [record(id=f"id-{n}"), record(id="all")])
+        for n, store in enumerate(stores * 10)
+    ]
+    receipts = await asyncio.gather(
+        *(store.append(batch) for store, batch in zip(stores * 10, batches, strict=True))
+    )
+    assert sum(receipt.duplicates for receipt in receipts) == 19
+    logs = await read_all(stores[0], LogQuery("acme"))
+    assert len(logs) == 21
+    [kept] = [log["id"] for log in logs if log["external_id"] == "all"]
+    assert {receipt.duplicate_id for receipt in receipts if receipt.duplicates} == {kept}
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.mark.parametrize(("days_later", "duplicates"), [(0, 1), (1, 1), (6, 1), (7, 1), (9, 0)])
+async def test_duplicates_across_days(store: LogStore, days_later: int, duplicates: int) -> None:
+    """An id is known for the days of the window, and is free again after them."""
+    await append(store, "acme", record(id="a"), day=20_000)
+    later = make_batch(store.clock, "acme", [record(id="a")], day=20_000 + days_later)
+    assert (await store.append(later)).duplicates == duplicates
+    assert len(await read_all(store, LogQuery("acme"))) == 2 - duplicates
+
+
+async def test_duplicates_while_midnight_passes(store: LogStore) -> None:
+    """A worker whose clock is a day behind does not store an id again."""
+    await append(store, "acme", record(id="a"), day=20_001)
+    behind = make_batch(store.clock, "acme", [record(id="a")], day=20_000)
+    assert (await store.append(behind)).duplicates == 1
+
+
+async def test_duplicates_after_a_restart(backend: Backend) -> None:
+    """Ids are remembered by what is stored, not by a process."""
+    store = await backend.open()
+    await append(store, "acme", record(id="a"))
+    await store.aclose()
+    store = await backend.open()
+    again = make_batch(store.clock, "acme", [record(id="a")])
+    assert (await store.append(again)).duplicates == 1
+    assert len(await read_all(store, LogQuery("acme"))) == 1
+    await store.aclose()
+
+
+async def test_clients_share_no_ids(store: LogStore) -> None:
+    """The same own id of two clients names two logs."""
+    await append(store, "acme", record(id="a"))
+    await append(store, "other", record(id="a"))
+    for client in ("acme", "other"):
+        assert len(await read_all(store, LogQuery(client))) == 1
+
+
+@pytest.mark.parametrize("own_id", HOSTILE)
+async def test_any_text_is_an_own_id(store: LogStore, own_id: str) -> None:
+    """Each text is its own id, and is known again."""
+    await append(store, "acme", *(record(id=other) for other in HOSTILE if other != own_id))
+    await append(store, "acme", record(id=own_id))
+    again = make_batch(store.clock, "acme", [record(id=own_id)])
+    assert (await store.append(again)).duplicates == 1
+    logs = await read_all(store, LogQuery("acme"))
+    assert {log["external_id"] for log in logs} == set(HOSTILE)
+
+
+# --- idempotency ---------------------------------------------------------------------------------
+
+
+def _once(store: LogStore, key: str, *records: Record, client: str = "acme") -> Batch:
+    batch = make_batch(store.clock, client, records)
+    batch.idempotency = Idempotency(key, b"digest", b"outcome of " + key.encode())
+    return batch
+
+
+async def test_an_outcome_is_remembered_with_its_logs(backend: Backend) -> None:
+    """The next claim of a key gives what its first one led to, also after a restart."""
+    store = await backend.open()
+    async with store.claim("acme", "k") as stored:
+        assert stored is None
+        await append(store, "acme", record(id="a"))
+        receipt = await store.append(_once(store, "k", record(id="a"), record()))
+    await store.aclose()
+    store = await backend.open()
+    async with store.claim("acme", "k") as stored:
+        assert stored is not None
+        assert stored.digest == b"digest"
+        assert stored.outcome == b"outcome of k"
+        assert stored.receipt == receipt
+        assert stored.receipt.duplicates == 1
+    await store.aclose()
+
+
+async def test_a_claim_without_an_append_leaves_nothing(store: LogStore) -> None:
+    """A request that fails before its commit gives the key back as it was."""
+
+    async def fail() -> None:
+        async with store.claim("acme", "k") as stored:
+            assert stored is None
+            raise RuntimeError
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await fail()
+
+
+async def test_a_held_key_is_refused_to_all_others(backend: Backend) -> None:
+    """While a key is held, neither another worker nor the same one gets it; then both do."""
+    one, two = await backend.open(), await backend.open()
+    async with one.claim("acme", "k"):
+        for store in (one, two):
+            with pytest.raises(ClaimHeld):
+                async with store.claim("acme", "k"):
+                    pass
+            async with store.claim("other", "k") as stored:
+                assert stored is None
+            async with store.claim("acme", "k2") as stored:
+                assert stored is None
+    for store in (two, one):
+        async with store.claim("acme", "k") as stored:
+            assert stored is None
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_of_many_claims_at_once_one_is_granted(backend: Backend) -> None:
+    """Racing requests with one key store its logs once."""
+    stores = [await backend.open(), await backend.open()]
+    all_asked = asyncio.Event()
+    asked = 0
+
+    async def attempt(store: LogStore) -> str:
+        nonlocal asked
+        try:
+            async with store.claim("acme", "k") as stored:
+                asked += 1
+                await all_asked.wait()
+                if stored is not None:
+                    return "replayed"
+                await store.append(_once(store, "k", record()))
+                return "stored"
+        except ClaimHeld:
+            asked += 1
+            return "held"
+        finally:
+            if asked == 20:
+                all_asked.set()
+
+    outcomes = await asyncio.gather(*(attempt(store) for store in stores * 10))
+    assert sorted(outcomes) == ["held"] * 19 + ["stored"]
+    assert len(await read_all(stores[0], LogQuery("acme"))) == 1
+    for store in stores:
+        await store.aclose()
+
+
+async def test_a_claim_dies_with_its_holder(backend: Backend) -> None:
+    """A worker that ends takes its claims with it, and can no longer append under them."""
+    one, two = await backend.open(), await backend.open()
+    async with one.claim("acme", "k"):
+        await one.aclose()
+        deadline = asyncio.get_running_loop().time() + 10
+        while True:
+            try:
+                async with two.claim("acme", "k") as stored:
+                    assert stored is None
+                    break
+            except ClaimHeld:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.01)
+        with pytest.raises(StorageUnavailable):
+            await one.append(_once(one, "k", record()))
+    assert await read_all(two, LogQuery("acme")) == []
+    await two.aclose()
+
+
+async def test_an_append_without_its_claim_is_refused(store: LogStore) -> None:
+    """What carries an Idempotency-Key that is not held is not stored."""
+    with pytest.raises(StorageUnavailable):
+        await store.append(_once(store, "k", record()))
+    async with store.claim("other", "k"):
+        with pytest.raises(StorageUnavailable):
+            await store.append(_once(store, "k", record()))
+    assert await read_all(store, LogQuery("acme")) == []
+
+
+async def test_a_cancelled_claim_is_free_again(store: LogStore) -> None:
+    """A request that is cancelled while it waits for a key does not keep it."""
+
+    async def hold() -> None:
+        async with store.claim("acme", "k"):
+            await asyncio.Event().wait()
+
+    for turns in range(4):
+        task = asyncio.create_task(hold())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with store.claim("acme", "k") as stored:
+            assert stored is None
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+ORDERS: tuple[Order, ...] = ("asc", "desc")
+# Few instants, so that logs of many days share them; the second and third differ by ns alone.
+INSTANTS = (
+    "2026-06-01T12:00:00Z",
+    "2026-06-01T12:00:00.000000001Z",
+    "2026-06-01T12:00:00.000000999Z",
+    "2026-06-01T12:00:00.000001Z",
+    "2026-06-02T00:00:00Z",
+    "1969-12-31T23:59:59.999999999Z",
+    "1970-01-01T00:00:00Z",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999999Z",
+)
+DAYS = (20_000, 20_001, 20_002, 20_007)
+
+
+async def _fill(store: LogStore, client: str, random: Random, count: int) -> list[str]:
+    """Append logs of few instants on several days in any order; give their ids in order."""
+    ids: list[tuple[tuple[int, int], int, int, str]] = []
+    for number in range(count):
+        at, day = random.choice(INSTANTS), random.choice(DAYS)
+        batch = make_batch(store.clock, client, [record(executed_at=at)], day=day)
+        await store.append(batch)
+        us, seq, *_ = batch.rows[0]
+        ids.append((parse_instant(at), day, number, format_id(us, day, seq)))
+    return [one[-1] for one in sorted(ids)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+async def test_pages_cover_all_once_in_order(store: LogStore, order: Order, limit: int) -> None:
+    """Pages of any size give each log once, by instant, then arrival, over all day files."""
+    ids = await _fill(store, "acme", Random(limit), 60)
+    read = [log["id"] for log in await read_all(store, LogQuery("acme", order=order, limit=limit))]
+    assert read == (ids if order == "asc" else ids[::-1])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_every_cursor_place_continues_exactly(store: LogStore, order: Order) -> None:
+    """From after any log the rest follows, within the same instant and across day files."""
+    ids = await _fill(store, "acme", Random(7), 50)
+    ordered = ids if order == "asc" else ids[::-1]
+    query = LogQuery("acme", order=order, limit=1000)
+    for index, log_id in enumerate(ordered):
+        rest, more = await read_page(store, replace(query, after=parse_id(log_id)))
+        assert [log["id"] for log in rest] == ordered[index + 1 :]
+        assert more is None
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_a_page_that_is_just_full_has_no_next(store: LogStore, order: Order) -> None:
+    """The last page says that nothing follows, also when it is exactly full."""
+    for day in DAYS[:2]:
+        await append(store, "acme", record(), record(), day=day)
+    page, more = await read_page(store, LogQuery("acme", order=order, limit=4))
+    assert (len(page), more) == (4, None)
+    page, more = await read_page(store, LogQuery("acme", order=order, limit=3))
+    assert (len(page), more) == (3, page[-1]["id"])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_paging_while_logs_arrive(store: LogStore, order: Order) -> None:
+    """What existed at the first page is neither skipped nor repeated, late arrivals or not."""
+    random = Random(3)
+    before = set(await _fill(store, "acme", random, 40))
+    query = LogQuery("acme", order=order, limit=5)
+    read: list[str] = []
+    while True:
+        page, last_id = await read_page(store, query)
+        read += [log["id"] for log in page]
+        if last_id is None:
+            break
+        query = replace(query, after=parse_id(last_id))
+        await _fill(store, "acme", random, 2)
+    assert len(read) == len(set(read))
+    assert before <= set(read)
+
+
+async def test_late_and_future_records_stand_at_their_own_time(store: LogStore) -> None:
+    """A page goes by when a log was executed, not by when it came in."""
+    years = (2031, 1999, 2026, 2025, 1955)
+    for day, year in zip((20_004, 20_001, 20_003, 20_000, 20_002), years, strict=True):
+        await append(store, "acme", record(executed_at=f"{year}-01-01T00:00:00Z"), day=day)
+    logs = await read_all(store, LogQuery("acme", limit=2))
+    assert [log["executed_at"][:4] for log in logs] == [str(y) for y in sorted(years)[::-1]]
+
+
+async def test_nothing_stored_is_an_empty_page(store: LogStore) -> None:
+    """A client without logs gets an empty page, and no fault."""
+    assert await read_page(store, LogQuery("nobody")) == ([], None)
+    await append(store, "acme", record())
+    assert await read_page(store, LogQuery("nobody")) == ([], None)
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+VALUES: dict[str, tuple[str | None, ...]] = {
+    "environment": ("production", "dev", "it's", "nul\x00a"),
+    "status": ("SUCCESS", "FAILED", "%", "nul\x00b"),
+    "level": (None, "INFO", "null", ""),
+    "workflow": (None, "sync", 'a "b"', "nul\x00c", "nul\x00d"),
+    "dataset": ("default", "orders"),
+    "run_id": (None, "r1", "r2", "", "nul\x00e", "1"),
+}
+some_records = st.lists(
+    st.tuples(
+        st.sampled_from(DAYS),
+        st.fixed_dictionaries(
+            {"executed_at": st.sampled_from(INSTANTS)}
+            | {name: st.sampled_from(values) for name, values in VALUES.items()}
+        ),
+    ),
+    max_size=25,
+)
+some_filters = st.dictionaries(
+    st.sampled_from(FILTERS),
+    st.just(()),
+    max_size=3,
+).flatmap(
+    lambda chosen: st.fixed_dictionaries(
+        {
+            name: st.lists(
+                st.sampled_from([*filter(None.__ne__, VALUES[name]), "absent"]),
+                min_size=1,
+                max_size=3,
+            ).map(tuple)
+            for name in chosen
+        }
+    )
+)
+a_bound = st.none() | st.sampled_from(INSTANTS).map(parse_instant)
+# Written out since it is what a filter means, in as few words as there are.
+Sent = list[tuple[int, Record]]
+
+
+def _matching(sent: Sent, query: LogQuery) -> list[Record]:
+    return [
+        one
+        for _, one in sent
+        if (query.start is None or parse_instant(one["executed_at"]) >= query.start)
+        and (query.end is None or parse_instant(one["executed_at"]) < query.end)
+        and all(one[name] in accepted for name, accepted in query.filters.items())
+    ]
+
+
+async def _check_filters(store: LogStore, client: str, sent: Sent, query: LogQuery) -> None:
+    for day, one in sent:
+        await append(store, client, one, day=day)
+    logs = await read_all(store, replace(query, client_id=client))
+    matching = _matching(sent, query)
+    assert_same_logs(logs, matching)
+    instants = [parse_instant(log["executed_at"]) for log in logs]
+    assert instants == sorted(instants, reverse=query.order == "desc")
+
+
+@pytest.fixture
+def hypothesis_clients() -> list[str]:
+    """Name a client of its own for every example, so that one store serves them all."""
+    return [f"client-{number}" for number in range(10_000)]
+
+
+def test_filters_do_what_they_say(backend: Backend, hypothesis_clients: list[str]) -> None:
+    """Each filter, alone and with others, selects what a plain comparison does, in order."""
+    with asyncio.Runner() as runner:
+        store = runner.run(backend.open())
+
+        @settings(
+            max_examples=120,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        @given(
+            sent=some_records,
+            filters=some_filters,
+            start=a_bound,
+            end=a_bound,
+            order=st.sampled_from(ORDERS),
+            limit=st.sampled_from([1, 2, 5, 100]),
+        )
+        def check(
+            sent: list[tuple[int, dict[str, Any]]],
+            filters: dict[str, tuple[str, ...]],
+            start: tuple[int, int] | None,
+            end: tuple[int, int] | None,
+            order: Order,
+            limit: int,
+        ) -> None:
+            whole = [(day, record(**fields)) for day, fields in sent]
+            query = LogQuery("", start, end, filters, order, limit)
+            runner.run(_check_filters(store, hypothesis_clients.pop(), whole, query))
+
+        check()
+        runner.run(store.aclose())
+
+
+@pytest.mark.parametrize("name", FILTERS)
+async def test_each_filter_alone(store: LogStore, name: str) -> None:
+    """A filter gives the logs that have the value, for every value, and none for another."""
+    values = VALUES[name]
+    sent = [record(**{name: value, "message": str(n)}) for n, value in enumerate(values * 2)]
+    for day, one in enumerate(sent):
+        await append(store, "acme", one, day=20_000 + day % 3)
+    for value in filter(None.__ne__, values):
+        assert value is not None
+        logs = await read_all(store, LogQuery("acme", filters={name: (value,)}))
+        assert_same_logs(logs, [one for one in sent if one[name] == value])
+        assert len(logs) == 2
+    assert await read_all(store, LogQuery("acme", filters={name: ("absent",)})) == []
+    assert await read_all(store, LogQuery("acme", filters={name: ()})) == []
+
+
+async def test_bounds_are_half_open_to_the_nanosecond(store: LogStore) -> None:
+    """`start` is within the range, `end` is not."""
+    for at in INSTANTS:
+        await append(store, "acme", record(executed_at=at))
+    ordered = sorted(map(parse_instant, INSTANTS))
+    for low in range(len(ordered)):
+        for high in range(low, len(ordered)):
+            query = LogQuery("acme", ordered[low], ordered[high], order="asc")
+            logs = await read_all(store, query)
+            assert [parse_instant(log["executed_at"]) for log in logs] == ordered[low:high]
+
+
+# --- isolation -----------------------------------------------------------------------------------
+
+
+async def test_clients_never_see_each_other(store: LogStore) -> None:
+    """Any text is a client of its own, with the same ids, workflows and times as all others."""
+    for number, client in enumerate(HOSTILE):
+        own = [record(id="same", workflow="same", run_id="same", message=client)]
+        await append(store, client, *own, day=20_000 + number % 2)
+    for client in HOSTILE:
+        logs = await read_all(store, LogQuery(client, filters={"workflow": ("same",)}))
+        assert [(log["client_id"], log["message"]) for log in logs] == [(client, client)]
+        assert [row.client_id for row in await store.usage(UsageQuery(client, "key"))] == [client]
+        for other in HOSTILE:
+            one = LogQuery(other, log_id=parse_id(logs[0]["id"]))
+            assert bool((await store.page(one)).logs) == (other == client)
+    for stranger in ("%", "it_s", "nul", "nul\x00", "\x00", "NULL", "*"):
+        assert await read_all(store, LogQuery(stranger)) == []
+        assert await store.usage(UsageQuery(stranger, "key")) == []
+
+
+async def test_another_clients_cursor_shows_only_own_logs(store: LogStore) -> None:
+    """A place of another client's log is a point in time, and nothing more."""
+    await append(store, "acme", record(message="theirs"))
+    await append(store, "other", record(message="mine"), day=20_000)
+    [theirs] = await read_all(store, LogQuery("acme"))
+    for order in ORDERS:
+        query = LogQuery("other", order=order, after=parse_id(theirs["id"]))
+        assert all(log["client_id"] == "other" for log in await read_all(store, query))
+
+
+# --- one log -------------------------------------------------------------------------------------
+
+
+async def test_a_log_is_found_by_its_id(store: LogStore) -> None:
+    """An id gives the same object as the list; one that names nothing gives nothing."""
+    await _fill(store, "acme", Random(1), 20)
+    for log in await read_all(store, LogQuery("acme")):
+        page = await store.page(LogQuery("acme", log_id=parse_id(log["id"])))
+        assert json.loads(page.logs) == log
+        place = parse_id(log["id"])
+        assert place is not None
+        for other in (
+            place._replace(us=place.us + 1),
+            place._replace(ns=place.ns ^ 1),
+            place._replace(day=place.day + 1000),
+            place._replace(arrival=place.arrival + 1),
+        ):
+            assert (await store.page(LogQuery("acme", log_id=other))).logs == ""
+
+
+async def test_an_id_of_any_size_is_looked_up(store: LogStore) -> None:
+    """The largest and smallest ids that can be written name nothing, and are no fault."""
+    await append(store, "acme", record(), day=20_000)
+    for text in (
+        "f" * 15 + "000" + "4e20" + "0" * 14,
+        "0" * 36,
+        "f" * 15 + "3e7" + "4e20" + "0" * 14,
+    ):
+        place = parse_id(text)
+        assert place is not None
+        assert (await store.page(LogQuery("acme", log_id=place))).logs == ""
+
+
+@pytest.mark.parametrize("filters", [{"dataset": ("orders",)}, {"dataset": ("orders", "x")}])
+async def test_filters_hold_for_an_id_too(
+    store: LogStore, filters: dict[str, tuple[str, ...]]
+) -> None:
+    """A log outside the datasets that are asked for is not found by its id either."""
+    await append(store, "acme", record(dataset="orders"))
+    await append(store, "acme", record(dataset="secret"))
+    for log in await read_all(store, LogQuery("acme")):
+        page = await store.page(LogQuery("acme", filters=filters, log_id=parse_id(log["id"])))
+        assert bool(page.logs) == (log["dataset"] == "orders")
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+def _counted(client: str, minute: int, key: str, dataset: str, *counts: int) -> Batch:
+    requests, size, rejected, denied = counts
+    series = [(dataset, "production", "SUCCESS", None, None)]
+    day = minute // 1440
+    return Batch(client, key, day, minute, [], [*series], requests, size, rejected, denied)
+
+
+def test_usage_is_the_sum_of_its_batches(backend: Backend, hypothesis_clients: list[str]) -> None:
+    """Each group's counts are the sums of its batches', within any range of minutes."""
+    with asyncio.Runner() as runner:
+        store = runner.run(backend.open())
+        minutes = st.sampled_from([20_000 * 1440 + n for n in (0, 1, 59, 60, 1439, 1440, 3000)])
+        counts = st.integers(0, 2**40)
+
+        @settings(max_examples=60, deadline=None, derandomize=True)
+        @given(
+            st.lists(
+                st.tuples(
+                    minutes,
+                    st.sampled_from(["k1", "k2"]),
+                    st.sampled_from(["default", "orders"]),
+                    *[counts] * 4,
+                ),
+                max_size=8,
+            ),
+            st.none() | minutes,
+            st.none() | minutes,
+        )
+        @example([], None, None)
+        def check(batches: list[tuple[Any, ...]], start: int | None, end: int | None) -> None:
+            client = hypothesis_clients.pop()
+
+            async def run() -> None:
+                for one in batches:
+                    await store.append(_counted(client, *one))
+                for group, place in (("key", 1), ("dataset", 2), ("hour", 60), ("day", 1440)):
+                    want: dict[Any, list[int]] = {}
+                    for minute, *rest in batches:
+                        if (start or 0) <= minute and (end is None or minute < end):
+                            names = (minute, *rest)
+                            name = names[place] if place < 60 else minute - minute % place
+                            total = want.setdefault(name, [0] * 5)
+                            requests, size, rejected, denied = rest[2:]
+                            more = (requests, 0, size, rejected, denied)
+                            total[:] = [a + b for a, b in zip(total, more, strict=True)]
+                    query = UsageQuery(client, group, start, end)  # type: ignore[arg-type]
+                    assert await store.usage(query) == [
+                        UsageRow(client, name, tuple(want[name])) for name in sorted(want)
+                    ]
+
+            runner.run(run())
+
+        check()
+        runner.run(store.aclose())
+
+
+async def test_usage_counts_what_was_stored(store: LogStore) -> None:
+    """Logs are counted without duplicates, by dataset, and their bytes add up to the body's."""
+    await append(store, "acme", record(id="a"))
+    batch = make_batch(
+        store.clock,
+        "acme",
+        [record(id="a"), record(dataset="orders"), record(dataset="orders"), record()],
+    )
+    await store.append(batch)
+    rows = {row.group: row.counts for row in await store.usage(UsageQuery("acme", "dataset"))}
+    assert rows["default"][:2] == (2, 2)
+    assert rows["orders"][:2] == (0, 2)
+    [total] = await store.usage(UsageQuery("acme", "key"))
+    assert total.counts[:2] == (2, 4)
+    assert sum(counts[2] for counts in rows.values()) == total.counts[2]
+
+
+async def test_usage_of_all_clients(store: LogStore) -> None:
+    """Without a client each one's usage stands in its own row, in order."""
+    for client in ("b", "a", "c"):
+        await append(store, client, record())
+        await append(store, client, record(), record(), day=20_000)
+    rows = await store.usage(UsageQuery(None, "key"))
+    assert [(row.client_id, row.counts[:2]) for row in rows] == [
+        (client, (2, 3)) for client in "abc"
+    ]
+
+
+async def test_usage_survives_a_restart(backend: Backend) -> None:
+    """Usage is as durable as the logs that it counts."""
+    store = await backend.open()
+    await append(store, "acme", record(), record())
+    before = await store.usage(UsageQuery("acme", "day"))
+    await store.aclose()
+    store = await backend.open()
+    assert await store.usage(UsageQuery("acme", "day")) == before
+    await store.aclose()
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "duration",
+    [
+        *(0, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 + 1, 10**30),
+        *(0.0, 1.5, 5.0, 0.1 + 0.2, 1e-300, 5e-324, 1.7976931348623157e308, 1e22, 2.0**63),
+        None,
+    ],
+)
+async def test_durations_come_back_exactly(store: LogStore, duration: float | None) -> None:
+    """A duration of any size and precision is the number that was sent."""
+    await append(store, "acme", record(duration_ms=duration))
+    [log] = await read_all(store, LogQuery("acme"))
+    assert log["duration_ms"] == duration
+    assert type(log["duration_ms"]) is type(duration)
+
+
+def test_any_value_comes_back(backend: Backend, hypothesis_clients: list[str]) -> None:
+    """Text and JSON of every kind, controls and NUL included, come back as they were sent."""
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    json_value = st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | text,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+        max_leaves=8,
+    )
+    optional = {name: st.none() | text for name in ("workflow", "run_id", "level", "message")}
+    fields = st.fixed_dictionaries(
+        {
+            "environment": text,
+            "status": text,
+            **optional,
+            "id": st.none() | text,
+            "error": st.none() | text | st.dictionaries(text, json_value, max_size=3),
+            "metadata": st.none() | st.dictionaries(text, json_value, max_size=4),
+            "duration_ms": st.none()
+            | st.integers(0, 2**70)
+            | st.floats(0, allow_nan=False, allow_infinity=False),
+        }
+    )
+    with asyncio.Runner() as runner:
+        store = runner.run(backend.open())
+
+        @settings(max_examples=150, deadline=None, derandomize=True)
+        @given(fields)
+        @example({"environment": "\x00", "status": "a\x00b", "workflow": "\x00c", "run_id": "\x00"})
+        @example({"message": "\x00", "error": "\x00e", "metadata": {"\x00": "\x00"}, "id": "\x00"})
+        def check(values: dict[str, Any]) -> None:
+            client = hypothesis_clients.pop()
+            sent = record(**values)
+            runner.run(append(store, client, sent))
+            [log] = runner.run(read_all(store, LogQuery(client)))
+            assert same(expected(sent), sent_part(log))
+
+        check()
+        runner.run(store.aclose())
+
+
+@pytest.mark.parametrize("us", [MIN_US, -1, 0, 1, 999, 1000, 999_999, 10**6, MAX_US])
+@pytest.mark.parametrize("ns", [0, 1, 999])
+async def test_times_are_rendered_as_the_service_does(store: LogStore, us: int, ns: int) -> None:
+    """A store writes an instant as format_instant does, in years 1 to 9999 and to the ns."""
+    text = format_instant(us, ns)
+    await append(store, "acme", record(executed_at=text))
+    [log] = await read_all(store, LogQuery("acme"))
+    assert log["executed_at"] == text
+
+
+def test_any_time_is_rendered_as_the_service_does(
+    backend: Backend, hypothesis_clients: list[str]
+) -> None:
+    """The store's own rendering agrees with format_instant on every instant."""
+    with asyncio.Runner() as runner:
+        store = runner.run(backend.open())
+
+        @settings(max_examples=100, deadline=None, derandomize=True)
+        @given(st.lists(st.tuples(st.integers(MIN_US, MAX_US), st.integers(0, 999)), max_size=20))
+        def check(instants: list[tuple[int, int]]) -> None:
+            client = hypothesis_clients.pop()
+            texts = [format_instant(*one) for one in instants]
+            runner.run(append(store, client, *(record(executed_at=text) for text in texts)))
+            logs = runner.run(read_all(store, LogQuery(client, order="asc")))
+            assert [log["executed_at"] for log in logs] == [
+                format_instant(*one) for one in sorted(instants)
+            ]
+
+        check()
+        runner.run(store.aclose())
+
+
+async def test_a_large_record_comes_back(store: LogStore) -> None:
+    """A record of a megabyte is stored and paged like any other."""
+    sent = [record(message="m" * 10**6), record(metadata={"k": "v" * 10**6}, executed_at=NOON)]
+    await append(store, "acme", *sent)
+    assert_same_logs(await read_all(store, LogQuery("acme", limit=1)), sent)
