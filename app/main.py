@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Engine
-
 from app import journal
 from app.api.app import create_control_app
 from app.api.services import Services
@@ -19,7 +17,7 @@ from app.edge.switch import Edge
 from app.edge.tally import Tally
 from app.keys.bootstrap import FirstKeys, first_start, open_secrets
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import StartRefused, embedded_url, is_current, open_engine, upgrade
+from app.keys.database import open_current
 from app.keys.keyring import Keyring
 from app.keys.principal import Limits
 from app.keys.verifier import Peppers, hkdf_sha256
@@ -49,7 +47,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, In
     """Open both planes; `stack` closes them in the opposite order."""
     secrets = open_secrets(settings.data_dir, settings.secret_key)
     peppers = Peppers(secrets)
-    engine = open_control(settings)
+    engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
     configured = ConfiguredKeys(
         peppers,
@@ -62,7 +60,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, In
         engine,
         peppers,
         configured,
-        embedded=not settings.database_url,
+        embedded=settings.embedded,
         initial_admin_key=settings.initial_admin_key,
         require_api_key=settings.require_api_key,
         key_hasher=settings.key_hasher,
@@ -99,16 +97,6 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, In
         body_bytes_max=settings.max_body_bytes,
     )
     return Services(authenticator, limiter, tally, store, cursors, engine), ingest
-
-
-def open_control(settings: Settings) -> Engine:
-    """Open the control database; on embedded storage bring it up to date first."""
-    engine = open_engine(settings.database_url or embedded_url(settings.data_dir))
-    if not is_current(engine):
-        if settings.database_url:
-            raise StartRefused("DATABASE_URL: run `central-logger migrate` first")
-        upgrade(engine)
-    return engine
 
 
 def _settle_garbage() -> None:

@@ -8,9 +8,9 @@ import json
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -24,6 +24,7 @@ EXAMPLES = {
     "REQUIRE_API_KEY": "true",
     "TRUSTED_PROXIES": "10.0.0.0/8,127.0.0.1",
     "KEY_HASHER": "auto",
+    "SECRET_KEY": "48 random characters, as from `openssl rand -base64 36`",
     "LOG_LEVEL": "info",
     "PUBLIC_URL": "https://logs.example.com",
 }
@@ -154,14 +155,29 @@ class Settings(BaseSettings):
         return value
 
 
+    @model_validator(mode="after")
+    def _secret_off_embedded(self) -> Self:
+        if not self.embedded and not self.secret_key:
+            raise ValueError("SECRET_KEY: is required with DATABASE_URL")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Say whether the control database is ours to make and to bring up to date."""
+        return not self.database_url
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; raise BadSetting with one line if one of them is bad."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]).upper()
         fault = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            name = str(first["loc"][0]).upper()
+        else:
+            name, _, fault = fault.partition(": ")
     except SettingsError as error:
         name, fault = "settings", str(error)
     example = EXAMPLES.get(name, "see .env.example")

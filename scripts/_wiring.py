@@ -5,6 +5,7 @@ Exit status: 0 done, 1 refused or not possible, 2 wrong usage or a bad setting.
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from sqlalchemy import Engine
 
 from app.errors import Invalid, LoggerError, StorageUnavailable
 from app.keys.bootstrap import open_secrets
-from app.keys.database import StartRefused, embedded_url, is_current, open_engine, upgrade
+from app.keys.database import StartRefused, open_current
 from app.keys.verifier import Peppers
 from app.settings import BadSetting, Settings, load_settings
 
@@ -37,20 +38,11 @@ class ControlPlane(NamedTuple):
 def control_plane() -> Iterator[ControlPlane]:
     """Open the control plane as the server would from this directory, running or not."""
     settings = load_settings()
-    embedded = not settings.database_url
-    if not embedded and not settings.secret_key:
-        raise BadSetting(
-            "SECRET_KEY: required with DATABASE_URL; example: SECRET_KEY=at least 32 characters"
-        )
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.INFO)
     # The database first: a secret is of no use where no database can be made.
-    engine = open_engine(settings.database_url or embedded_url(settings.data_dir))
+    engine = open_current(settings.database_url, settings.data_dir)
     try:
-        if not is_current(engine):
-            if not embedded:
-                raise Refused("the database is not up to date; run: central-logger migrate")
-            upgrade(engine)
-            # A relative DATA_DIR in an unexpected directory should not go unseen.
-            print(f"Prepared {engine.url.database}", file=sys.stderr)
         peppers = Peppers(open_secrets(settings.data_dir, settings.secret_key))
         yield ControlPlane(settings, engine, peppers)
     finally:

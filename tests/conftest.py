@@ -3,8 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from app.settings import Settings
+
+# The same examples on every run: a failure that comes and goes helps nobody.
+hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis_settings.load_profile("repeatable")
 
 _SETTINGS = {name.upper() for name in Settings.model_fields}
 

@@ -1,5 +1,6 @@
 """The control database: opened, brought up to date, written in transactions that cannot collide."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -29,16 +30,13 @@ JOURNAL_SWITCH_TIMEOUT_S = 10.0
 # Migrations rebuild tables: a second starter waits for the first one's to end.
 MIGRATION_BUSY_TIMEOUT_MS = 60_000
 
+log = logging.getLogger(__name__)
+
 _WRITES = "central_logger_writes"
 
 
 class StartRefused(Exception):
     """The control plane cannot be opened; the text is one line for the operator."""
-
-
-def embedded_url(data_dir: Path) -> str:
-    """Give the URL of the control database of embedded storage."""
-    return f"sqlite:///{data_dir}/control.db"
 
 
 def open_engine(url: str) -> Engine:
@@ -114,6 +112,26 @@ def is_current(engine: Engine) -> bool:
             return False
         found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
     return found == [HEAD_REVISION]
+
+
+def embedded_url(data_dir: Path) -> str:
+    """Give the URL of the control database of embedded storage."""
+    return f"sqlite:///{data_dir}/control.db"
+
+
+def open_current(database_url: str, data_dir: Path) -> Engine:
+    """Open the control database with its schema up to date; without a URL it is embedded.
+
+    Raises StorageUnavailable, and StartRefused where it is not ours to migrate.
+    """
+    engine = open_engine(database_url or embedded_url(data_dir))
+    if not is_current(engine):
+        if database_url:
+            raise StartRefused("the control database is not up to date: `central-logger migrate`")
+        upgrade(engine)
+        # A relative DATA_DIR in an unexpected directory should not go unseen.
+        log.info("prepared %s", engine.url.database)
+    return engine
 
 
 def upgrade(engine: Engine) -> None:

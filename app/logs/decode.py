@@ -14,7 +14,14 @@ import msgspec
 from msgspec import Raw
 
 from app.errors import MalformedBody, TooLarge
-from app.logs.record import ABSENT, LogRecord, Rejection, malformed, validate
+from app.logs.record import (
+    ABSENT,
+    LogRecord,
+    Rejection,
+    malformed,
+    mark_lone_surrogates,
+    validate,
+)
 
 T = TypeVar("T")
 Decoded = LogRecord | Rejection

@@ -1,5 +1,6 @@
 """One log record as a client sends it, and the rules that it must keep."""
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -78,6 +79,24 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 }
 
 
+# A pair of surrogates, or any other escape that is no matter of ours, or half a pair.
+_ESCAPE = re.compile(
+    rb"(\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\[^u]|\\u[^dD]|\\u[dD][0-7])"
+    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}",
+    re.DOTALL,
+)
+
+
+def mark_lone_surrogates(text: bytes) -> bytes:
+    """Put bytes that are not UTF-8 in the place of each escape of half a surrogate pair.
+
+    The grammar of JSON allows such an escape, JavaScript writes them, and the decoder takes them
+    for a broken body. Marked, they are what they amount to: text that can't be UTF-8, which costs
+    its own record and no other.
+    """
+    return _ESCAPE.sub(lambda match: match[1] or b"\xff" * 6, text)
+
+
 def malformed(error: Exception) -> str:
     """Say where JSON is malformed, in the words of the contract."""
     if isinstance(error, UnicodeDecodeError):
@@ -86,7 +105,7 @@ def malformed(error: Exception) -> str:
         return f"{MALFORMED}: {TOO_DEEP}"
     reason = str(error).removeprefix("JSON is malformed: ")
     if reason == "Input data was truncated":
-        reason = "it ends too early, or a string holds a lone surrogate"
+        reason = "it ends too early"
     return f"{MALFORMED}: {reason}"
 
 
@@ -97,7 +116,8 @@ def validate(raw: bytes | Raw) -> LogRecord | Rejection:  # noqa: PLR0911  # one
     except msgspec.ValidationError:
         return Rejection(None, "must be an object")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Rejection(None, malformed(error))
+        marked = mark_lone_surrogates(bytes(raw))
+        return Rejection(None, malformed(error)) if marked == bytes(raw) else validate(marked)
     known: dict[str, Any] = {}
     for name, (decode, rule) in _FIELDS.items():
         member = members.pop(name, None)

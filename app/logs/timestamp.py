@@ -18,7 +18,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
-_ORDINARY_LENGTHS = frozenset({20, 24, 25, 27, 29, 32})  # seconds, ms or us; Z or +hh:mm
+# Lengths of texts with whole seconds, ms or us, by whether they end in Z or in +hh:mm.
+_ORDINARY_LENGTHS = {True: frozenset({20, 24, 27}), False: frozenset({25, 29, 32})}
 _LEAP_SECOND = 60
 
 
@@ -36,15 +37,19 @@ def parse_instant(value: str | float) -> tuple[int, int]:
         return _from_epoch(value)
     # Most texts have a form that the C parser reads exactly; it also takes forms that are not
     # RFC 3339, so the punctuation is checked here and anything unusual goes the slow way.
-    if len(value) in _ORDINARY_LENGTHS and value[10] in "T " and value[16] == ":":
+    is_utc = value.endswith("Z")
+    if (
+        len(value) in _ORDINARY_LENGTHS[is_utc]
+        and value[4] == value[7] == "-"
+        and value[10] in "T "
+        and value[13] == value[16] == ":"
+        and value[19] in ".Z+-"
+        and (is_utc or (value[-3] == ":" and value[-6] in "+-"))
+    ):
         try:
-            moment = datetime.fromisoformat(value)
+            return _microseconds(datetime.fromisoformat(value)), 0
         except ValueError:
-            return _from_unusual_text(value)
-        if moment.tzinfo is not None and value[4] == value[7] == "-" and value[13] == ":":
-            if len(value) > 20 and value[19] not in ".+-":  # noqa: PLR2004
-                return _from_unusual_text(value)
-            return _microseconds(moment), 0
+            pass
     return _from_unusual_text(value)
 
 

@@ -172,8 +172,8 @@ def _id(place: Position) -> str:
 
 def _asked(query: LogQuery, log: Log) -> bool:
     place = log.place
-    if query.log_id is not None:
-        return place == query.log_id
+    if query.log_id not in {None, place}:
+        return False
     instant = place[:2]
     if query.start is not None and instant < query.start:
         return False

@@ -1,1 +1,1 @@
-"""Tests of app.keys."""
+"""Tests of app.api."""
