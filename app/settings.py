@@ -154,7 +154,6 @@ class Settings(BaseSettings):
             raise ValueError("only embedded storage is built in")
         return value
 
-
     @model_validator(mode="after")
     def _secret_off_embedded(self) -> Self:
         if not self.embedded and not self.secret_key:

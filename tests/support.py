@@ -17,10 +17,11 @@ from sqlalchemy import Engine
 
 from app.edge.switch import Edge
 from app.keys.bootstrap import open_secrets
+from app.keys.database import embedded_url, open_engine
 from app.keys.registry import create_key
 from app.keys.registry import deactivate_key as switch_off
 from app.keys.verifier import Peppers
-from app.main import create_app, open_control
+from app.main import create_app
 from app.settings import Settings
 
 LOGS = "/api/v1/logs"
@@ -82,7 +83,7 @@ class Service:
         self.runner = runner
         self.app = app
         self.settings = settings
-        self.engine: Engine = open_control(settings)
+        self.engine: Engine = open_engine(embedded_url(settings.data_dir))
         self.peppers = Peppers(open_secrets(settings.data_dir, settings.secret_key))
         self.http = self.client()
 
@@ -165,7 +166,7 @@ def running(data_dir: Path, **settings: Any) -> Iterator[Service]:
     with mock.patch.dict(os.environ):
         for name in Settings.model_fields:
             os.environ.pop(name.upper(), None)
-        chosen = Settings(_env_file=None, data_dir=data_dir, **settings)
+        chosen = Settings(_env_file=None, data_dir=data_dir, **{"log_level": "warning"} | settings)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     try:

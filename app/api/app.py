@@ -20,7 +20,12 @@ log = structlog.get_logger(__name__)
 
 def create_control_app(*, metrics_public: bool) -> FastAPI:
     """Build the application; `state.services` is set once the service has opened."""
-    app = FastAPI(title="central-logger", version=__version__, redirect_slashes=False)
+    app = FastAPI(
+        title="central-logger",
+        version=__version__,
+        redirect_slashes=False,
+        swagger_ui_oauth2_redirect_url=None,  # keys are sent in a header; nothing else is public
+    )
     app.state.metrics_public = metrics_public
     for router in (logs.router, usage.router, health.router):
         app.include_router(router)

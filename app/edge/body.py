@@ -16,6 +16,10 @@ PAUSE_S_MAX = 30.0
 THREAD_BYTES_MIN = 64 * 1024
 # More than any level but zstd's --ultra ones uses; a frame may ask the reader for gigabytes.
 ZSTD_WINDOW_BYTES_MAX = 32 * 1024**2
+# A body is expanded in pieces: what follows the end of a member in its piece is copied.
+PIECE_BYTES = 1024
+# A member may be of 9 bytes and expand to nothing, so no other limit bounds what they cost.
+MEMBERS_MAX = 10_000
 _ZLIB_OR_GZIP, _RAW_DEFLATE = 47, -15
 
 Message = MutableMapping[str, Any]
@@ -139,47 +143,57 @@ def _expand(body: bytes, encoding: str, bytes_max: int) -> bytes:
 def _inflate(body: bytes, bytes_max: int) -> bytes:
     """Expand zlib (RFC 1950), gzip of one or more members (RFC 1952) or bare deflate (RFC 1951)."""
     parts: list[bytes] = []
-    size = 0
-    rest = body
+    size = at = members = 0
     bits = _ZLIB_OR_GZIP
-    while rest or not parts:
+    while at < len(body) or not members:
+        members = _next_member(members)
         stream = zlib.decompressobj(bits)
-        try:
-            part = stream.decompress(rest, bytes_max + 1 - size)
-        except zlib.error:
-            if parts or bits == _RAW_DEFLATE or rest.startswith(b"\x1f\x8b"):
-                raise
-            bits = _RAW_DEFLATE  # some senders mean this by "deflate"
-            continue
-        parts.append(part)
-        size += len(part)
-        if size > bytes_max:
-            break
-        if not stream.eof:
-            raise EOFError("it ends too early")
-        rest = stream.unused_data
-    return b"".join(parts)
-
-
-def _unzstd(body: bytes, bytes_max: int) -> bytes:
-    """Expand zstd frames (RFC 8878)."""
-    parts: list[bytes] = []
-    size = 0
-    rest = body
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
-    while rest or not parts:
-        stream = decompressor.decompressobj()
-        # decompressobj has no bound on its output: feed it pieces whose output is bounded, since
-        # one block of at most 128 KiB comes out of as little as 4 bytes.
-        at = 0
-        while at < len(rest) and not stream.eof:
-            part = stream.decompress(rest[at : at + 1024])
-            at += 1024
+        while at < len(body) and not stream.eof:
+            piece = body[at : at + PIECE_BYTES]
+            try:
+                part = stream.decompress(piece, bytes_max + 1 - size)
+            except zlib.error:
+                if at or bits == _RAW_DEFLATE or body.startswith(b"\x1f\x8b"):
+                    raise
+                bits = _RAW_DEFLATE  # some senders mean this by "deflate"
+                stream = zlib.decompressobj(bits)
+                continue
+            at += len(piece)
             parts.append(part)
             size += len(part)
             if size > bytes_max:
                 return b"".join(parts)
         if not stream.eof:
             raise EOFError("it ends too early")
-        rest = stream.unused_data + rest[at:]
+        at -= len(stream.unused_data)
     return b"".join(parts)
+
+
+def _unzstd(body: bytes, bytes_max: int) -> bytes:
+    """Expand zstd frames (RFC 8878)."""
+    parts: list[bytes] = []
+    size = at = members = 0
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+    while at < len(body) or not members:
+        members = _next_member(members)
+        # decompressobj has no bound on its output: feed it pieces whose output is bounded, since
+        # one block of at most 128 KiB comes out of as little as 4 bytes.
+        stream = decompressor.decompressobj()
+        while at < len(body) and not stream.eof:
+            piece = body[at : at + PIECE_BYTES]
+            part = stream.decompress(piece)
+            at += len(piece)
+            parts.append(part)
+            size += len(part)
+            if size > bytes_max:
+                return b"".join(parts)
+        if not stream.eof:
+            raise EOFError("it ends too early")
+        at -= len(stream.unused_data)
+    return b"".join(parts)
+
+
+def _next_member(members: int) -> int:
+    if members >= MEMBERS_MAX:
+        raise EOFError(f"it has more than {MEMBERS_MAX} members")
+    return members + 1

@@ -27,7 +27,7 @@ from app.edge.body import (
 from app.edge.limits import Account, Limiter
 from app.edge.outcome import Outcome, first_errors
 from app.edge.problem import Headers, problem
-from app.edge.protocol import respond_to
+from app.edge.protocol import respond
 from app.edge.request_id import new_request_id
 from app.edge.tally import Tally
 from app.errors import (
@@ -90,7 +90,10 @@ class IngestEndpoint:
         request_id = new_request_id()
         account: Account | None = None
         try:
-            principal = await self._authenticator.authenticate(scope)
+            authenticator = self._authenticator
+            principal = authenticator.known(scope["headers"])
+            if principal is None:
+                principal = await authenticator.authenticate(scope)
             account = self._limiter.account(principal)
             status, headers, body = await self._store_logs(scope, receive, account, request_id)
         except ClientGone:
@@ -107,7 +110,7 @@ class IngestEndpoint:
         if account is not None:
             headers += account.headers()
         metrics.count_request("ingest", status)
-        await respond_to(scope, send, status, headers, body)
+        await respond(send, status, headers, body)
 
     async def _store_logs(
         self, scope: Any, receive: Any, account: Account, request_id: str

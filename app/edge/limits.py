@@ -94,8 +94,9 @@ class Account:
     __slots__ = (
         "_kinds",
         "_policies",
-        "_resets",
         "_second",
+        "_template",
+        "_unchanging",
         "bytes",
         "logs",
         "principal",
@@ -110,26 +111,36 @@ class Account:
         self.logs = logs
         self.bytes = bytes_
         self._second = 0
-        # Only kinds that are limited at all are told. Text that changes once a second, or never,
-        # is made once a second, or once.
         kinds = (("requests", requests), ("logs", logs), ("bytes", bytes_))
-        self._kinds = [(f'"{name}";r=', meters) for name, meters in kinds if meters]
-        self._resets: list[str] = []
+        self._kinds = [(name, meters) for name, meters in kinds if meters]  # the limited ones
         self._policies = ", ".join(
             f'"{name}";q={min(meter.limit for meter in meters)};w={WINDOW_S}'
-            for name, meters in kinds
-            if meters
+            for name, meters in self._kinds
         ).encode()
+        self._template = b""
+        self._unchanging: Headers = []
 
     def advance(self, second: int) -> None:
-        """Move to a second: what is a minute old no longer counts."""
+        """Move to a second: what is a minute old no longer counts.
+
+        All of the headers but the numbers left is made here, not for every request.
+        """
         if second == self._second:
             return
         self._second = second
-        for _, meters in self._kinds:
+        resets = []
+        for name, meters in self._kinds:
             for window, _ in meters:
                 window.advance(second)
-        self._resets = [f";t={_tightest(meters)[0].reset_s()}" for _, meters in self._kinds]
+            resets.append(f'"{name}";r=%d;t={_tightest(meters).window.reset_s()}')
+        self._template = ", ".join(resets).encode()
+        self._unchanging = [(b"ratelimit-policy", self._policies)]
+        if self.requests:
+            window, limit = _tightest(self.requests)
+            self._unchanging += (
+                (b"x-ratelimit-limit", b"%d" % limit),
+                (b"x-ratelimit-reset", b"%d" % window.reset_s()),
+            )
 
     def headers(self) -> Headers:
         """Return the RateLimit headers of draft-ietf-httpapi-ratelimit-headers and the X- ones.
@@ -138,31 +149,23 @@ class Account:
         """
         if not self._kinds:
             return []
-        told = [
-            f"{name}{_left(meters)}{reset}"
-            for (name, meters), reset in zip(self._kinds, self._resets, strict=True)
-        ]
-        headers = [(b"ratelimit-policy", self._policies), (b"ratelimit", ", ".join(told).encode())]
+        left = [_left(meters) for _, meters in self._kinds]
+        headers = [(b"ratelimit", self._template % tuple(left)), *self._unchanging]
         if self.requests:
-            window, limit = _tightest(self.requests)
-            headers += (
-                (b"x-ratelimit-limit", b"%d" % limit),
-                (b"x-ratelimit-remaining", b"%d" % max(0, limit - window.used)),
-                (b"x-ratelimit-reset", b"%d" % window.reset_s()),
-            )
+            headers.append((b"x-ratelimit-remaining", b"%d" % left[0]))
         return headers
 
 
 def _tightest(meters: Meters) -> Meter:
-    if len(meters) == 1:
-        return meters[0]
-    first, second = meters
-    return first if first[1] - first[0].used <= second[1] - second[0].used else second
+    return min(meters, key=lambda meter: meter.limit - meter.window.used)
 
 
 def _left(meters: Meters) -> int:
-    left = min([limit - window.used for window, limit in meters])
-    return max(0, left)
+    left = meters[0][1] - meters[0][0].used
+    for window, limit in meters[1:]:
+        if limit - window.used < left:
+            left = limit - window.used
+    return max(left, 0)
 
 
 class Limiter:
@@ -206,6 +209,8 @@ class Limiter:
 
         Raises RateLimited, or TooLarge for a cost that no wait would make fit.
         """
+        # The body may have taken its time: what is charged counts from now, not from the request.
+        account.advance(int(self._clock()))
         for window, limit in account.logs:
             if window.used + logs > limit:
                 self._refuse_admitted(account, logs, body_bytes)

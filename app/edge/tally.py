@@ -57,15 +57,22 @@ class Tally:
 
     async def flush(self) -> None:
         """Commit what was counted; keep it for the next time if the store is away."""
-        batches, self._batches = self._batches, {}
-        for name, batch in batches.items():
+        for name in list(self._batches):
+            batch = self._batches.pop(name, None)
+            if batch is None:
+                continue  # given up while another was on its way
             try:
                 await self._store.append(batch)
             except StorageUnavailable:
-                self._batches.setdefault(name, batch)
+                newer = self._batches.setdefault(name, batch)
+                if newer is not batch:  # counted while this one was on its way
+                    newer.requests += batch.requests
+                    newer.denied += batch.denied
+                return
 
     async def aclose(self) -> None:
         """Commit the rest and stop."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self.flush()

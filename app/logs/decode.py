@@ -6,7 +6,7 @@ that a bad record never costs its neighbours.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,6 +35,11 @@ _decode_raw_array = msgspec.json.Decoder(list[Raw]).decode
 _BOM = b"\xef\xbb\xbf"
 _LINE = re.compile(rb"[^\n]*[^\s][^\n]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_SPACES = re.compile(rb"[ \t\r\n]*")
+_CLOSED = re.compile(rb"[ \t\r\n]*\}[ \t\r\n]*")
+_LOGS = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"logs"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+# Up to the next mark of structure, past strings.
+_MARK = re.compile(rb'(?:[^"\[\]{},]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+([\[\]{},])', re.DOTALL)
 # An element costs at least one comma. Below this many, taking an array apart costs < 100 MB.
 _COMMAS_UNSUSPICIOUS = 1_000_000
 
@@ -82,10 +87,14 @@ def decode_ndjson(body: bytes, limits: DecodeLimits) -> list[Decoded]:
         _count_lines(body, limits)
     if len(body) <= limits.record_bytes or max(map(len, body.split(b"\n"))) <= limits.record_bytes:
         try:
-            return _checked(list[Decoded](_decode_lines(body)), limits)
+            records = _decode_lines(body)
         except _FAULTS:
             pass
-    lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+        else:
+            # It would take two records on a line, or one on two lines, too.
+            if len(records) == _count_ends(body) or len(records) == len(_lines(body)):
+                return _checked(list[Decoded](records), limits)
+    lines = _lines(body)
     decoded = _each(lines, limits)
     if lines and all(_is_malformed(one) for one in decoded):
         raise MalformedBody(f"{_detail(decoded[0])} (line 1; no line is JSON)")
@@ -109,9 +118,14 @@ def decode_json(body: bytes, limits: DecodeLimits) -> tuple[list[Decoded], bool]
         except _FAULTS:
             pass
     try:
-        envelope = _decode_envelope(body)
+        envelope = _parse(_decode_envelope, body)
     except msgspec.ValidationError:
         return [Rejection(None, "must be an object")], True
+    except RecursionError as error:
+        logs = _LOGS.match(body)
+        if logs is None:
+            raise MalformedBody(malformed(error)) from None
+        return _decode_deep(body[logs.end() :], _CLOSED, limits), False
     except _FAULTS as error:
         raise MalformedBody(malformed(error)) from None
     if envelope.holds_logs():
@@ -130,7 +144,9 @@ def _decode_batch(array: bytes, limits: DecodeLimits) -> list[Decoded]:
         except _FAULTS:
             pass
     try:
-        elements = _checked(_decode_raw_array(array), limits)
+        elements = _checked(_parse(_decode_raw_array, array), limits)
+    except RecursionError:
+        return _decode_deep(array, _SPACES, limits)
     except _FAULTS as error:
         raise MalformedBody(malformed(error)) from None
     if max((len(memoryview(one)) for one in elements), default=0) <= limits.record_bytes:
@@ -139,6 +155,46 @@ def _decode_batch(array: bytes, limits: DecodeLimits) -> list[Decoded]:
         except _FAULTS:
             pass
     return _each(elements, limits)
+
+
+def _parse(decode: Callable[[bytes], T], text: bytes) -> T:
+    """Decode what may hold half surrogate pairs; see mark_lone_surrogates."""
+    try:
+        return decode(text)
+    except msgspec.ValidationError:
+        raise
+    except _FAULTS:
+        marked = mark_lone_surrogates(text)
+        if marked == text:
+            raise
+        return decode(marked)
+
+
+def _decode_deep(text: bytes, end: re.Pattern[bytes], limits: DecodeLimits) -> list[Decoded]:
+    """Decode the array that `text` begins with, some record of which is nested too deeply.
+
+    Only here are the marks of structure counted in Python: the record must not cost the others.
+    `end` is what may follow the array.
+    """
+    if sum(text.count(mark) for mark in (b"[", b"{", b",")) > _COMMAS_UNSUSPICIOUS:
+        raise MalformedBody(malformed(RecursionError()))
+    elements: list[bytes] = []
+    depth = at = start = 0
+    while (match := _MARK.match(text, at)) is not None:
+        mark, at = match[1], match.end()
+        if mark in b"[{":
+            depth += 1
+            start = at if depth == 1 else start
+        elif depth == 1:  # a comma between two elements, or the end of the array
+            elements.append(text[start : at - 1])
+            start = at
+        if mark in b"]}":
+            depth -= 1
+        if depth == 0:
+            break
+    if depth or not end.fullmatch(text, at):
+        raise MalformedBody("Malformed JSON: the array does not end where the body does")
+    return _each(_checked(elements, limits), limits)
 
 
 def _checked(records: list[T], limits: DecodeLimits) -> list[T]:
@@ -167,6 +223,14 @@ def _is_malformed(one: Decoded) -> bool:
 
 def _detail(one: Decoded) -> str:
     return one.detail if isinstance(one, Rejection) else ""
+
+
+def _lines(body: bytes) -> list[bytes]:
+    return [line for line in body.split(b"\n") if line and not line.isspace()]
+
+
+def _count_ends(body: bytes) -> int:
+    return body.count(b"\n") + (not body.endswith(b"\n"))
 
 
 def _count_lines(body: bytes, limits: DecodeLimits) -> None:

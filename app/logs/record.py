@@ -79,10 +79,10 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 }
 
 
-# A pair of surrogates, or any other escape that is no matter of ours, or half a pair.
-_ESCAPE = re.compile(
-    rb"(\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\[^u]|\\u[^dD]|\\u[dD][0-7])"
-    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}",
+# Everything up to the next escape of half a surrogate pair in one step, then that escape.
+_UP_TO_LONE_SURROGATE = re.compile(
+    rb"((?:[^\\]++|\\[^u]|\\u[^dD]|\\u[dD][0-7]|\\u[dD][89abAB]..\\u[dD][c-fC-F])++)"
+    rb"|\\u[dD][0-9a-fA-F]{3}",
     re.DOTALL,
 )
 
@@ -94,7 +94,9 @@ def mark_lone_surrogates(text: bytes) -> bytes:
     for a broken body. Marked, they are what they amount to: text that can't be UTF-8, which costs
     its own record and no other.
     """
-    return _ESCAPE.sub(lambda match: match[1] or b"\xff" * 6, text)
+    if b"\\ud" not in text and b"\\uD" not in text:
+        return text
+    return _UP_TO_LONE_SURROGATE.sub(lambda match: match[1] or b"\xff" * 6, text)
 
 
 def malformed(error: Exception) -> str:
@@ -116,8 +118,9 @@ def validate(raw: bytes | Raw) -> LogRecord | Rejection:  # noqa: PLR0911  # one
     except msgspec.ValidationError:
         return Rejection(None, "must be an object")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        marked = mark_lone_surrogates(bytes(raw))
-        return Rejection(None, malformed(error)) if marked == bytes(raw) else validate(marked)
+        text = bytes(raw)
+        marked = mark_lone_surrogates(text)
+        return Rejection(None, malformed(error)) if marked == text else validate(marked)
     known: dict[str, Any] = {}
     for name, (decode, rule) in _FIELDS.items():
         member = members.pop(name, None)

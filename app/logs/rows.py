@@ -10,7 +10,7 @@ import msgspec
 from app.logs.batch import DEFAULT_DATASET, Row, Series
 from app.logs.decode import Decoded
 from app.logs.identity import ARRIVAL_BITS, SLOT_BITS
-from app.logs.record import NOT_UTF8, LogRecord, Rejection
+from app.logs.record import ABSENT, NOT_UTF8, LogRecord, Rejection
 from app.logs.timestamp import BadTime, parse_instant
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
@@ -82,15 +82,18 @@ def _row(record: LogRecord, series: int, arrival: int) -> Row | Rejection:
     duration = record.duration_ms
     if duration is not None and not 0 <= duration < inf:
         return Rejection("duration_ms", "must be a number of at least 0")
+    error_json = metadata = None
     try:
-        error_json = _json_text(record.error)
-        metadata = _json_text(record.metadata)
+        if record.error is not ABSENT:
+            error_json = _json_text(record.error)
+            if error_json is not None and error_json[0] not in '"{':
+                return Rejection("error", "must be a string or an object")
+        if record.metadata is not ABSENT:
+            metadata = _json_text(record.metadata)
+            if metadata is not None and metadata[0] != "{":
+                return Rejection("metadata", "must be an object")
     except UnicodeDecodeError:
         return Rejection(None, NOT_UTF8)
-    if error_json is not None and error_json[0] not in '"{':
-        return Rejection("error", "must be a string or an object")
-    if metadata is not None and metadata[0] != "{":
-        return Rejection("metadata", "must be an object")
     return (
         us,
         ns << ARRIVAL_BITS | arrival,

@@ -29,10 +29,11 @@ class LogStore(Protocol):
         ...
 
     def claim(self, client_id: str, key: str) -> AbstractAsyncContextManager[StoredOutcome | None]:
-        """Hold a client's Idempotency-Key against all others for a request's length.
+        """Hold a client's Idempotency-Key against all others until an append with it, or the end.
 
-        Gives the outcome stored in the last 24 h, or None: then the holder may append with it.
-        Raises ClaimHeld while another holds it. A claim dies with its holder.
+        Gives the outcome stored in the last 24 h, which anybody may have at any time, or None:
+        then the holder may append with the key, once. Raises ClaimHeld while another holds it. A
+        claim dies with its holder.
         """
         ...
 

@@ -95,6 +95,7 @@ class MemoryLogStore:
         if once is not None:
             outcome = StoredOutcome(once.digest, once.outcome, receipt)
             contents.outcomes[batch.client_id, once.key] = (time_ns(), outcome)
+            del contents.claims[batch.client_id, once.key]
         return receipt
 
     @asynccontextmanager
@@ -104,10 +105,13 @@ class MemoryLogStore:
         name, claims = (client_id, key), self._contents.claims
         if name in claims:
             raise ClaimHeld
-        claims[name] = self
         stored_ns, stored = self._contents.outcomes.get(name, (0, None))
+        if stored is not None and time_ns() - stored_ns < OUTCOME_S_MAX * 10**9:
+            yield stored
+            return
+        claims[name] = self
         try:
-            yield stored if time_ns() - stored_ns < OUTCOME_S_MAX * 10**9 else None
+            yield None
         finally:
             if claims.get(name) is self:
                 del claims[name]

@@ -51,3 +51,13 @@ async def store(backend: SqliteBackend | MemoryBackend) -> AsyncIterator[LogStor
     opened = await backend.open()
     yield opened
     await opened.aclose()
+
+
+@pytest.fixture
+async def stores(
+    backend: SqliteBackend | MemoryBackend, store: LogStore
+) -> AsyncIterator[tuple[LogStore, LogStore]]:
+    """Give two stores over one empty place, as two workers have them."""
+    second = await backend.open()
+    yield store, second
+    await second.aclose()

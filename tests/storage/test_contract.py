@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.errors import StorageUnavailable
-from app.logs.batch import Batch, Idempotency, Receipt
+from app.logs.batch import Batch, Idempotency, Receipt, StoredOutcome
 from app.logs.identity import format_id, parse_id, received_us
 from app.logs.query import FILTERS, LogQuery, Order, UsageQuery, UsageRow
 from app.logs.store import ClaimHeld, LogStore
@@ -33,6 +33,7 @@ from tests.storage.conftest import MemoryBackend, SqliteBackend
 pytestmark = pytest.mark.anyio
 
 Backend = MemoryBackend | SqliteBackend
+Stores = tuple[LogStore, LogStore]
 
 HOSTILE = (
     "it's",
@@ -130,9 +131,9 @@ async def test_duplicates_within_one_batch(store: LogStore) -> None:
     assert logs[0]["message"] == "0"
 
 
-async def test_duplicates_across_batches_and_workers(backend: Backend) -> None:
+async def test_duplicates_across_batches_and_workers(stores: Stores) -> None:
     """An id that any worker stored is not stored again, and the first log's id is told."""
-    one, two = await backend.open(), await backend.open()
+    one, two = stores
     await append(one, "acme", record(id="a", message="first"))
     for store in (two, one):
         again = make_batch(store.clock, "acme", [record(id="a", message="again"), record(id=None)])
@@ -142,13 +143,10 @@ async def test_duplicates_across_batches_and_workers(backend: Backend) -> None:
         assert receipt.duplicate_id == logs[0]["id"]
         assert logs[0]["message"] == "first"
     assert len(logs) == 3
-    await one.aclose()
-    await two.aclose()
 
 
-async def test_duplicates_of_batches_sent_at_once(backend: Backend) -> None:
+async def test_duplicates_of_batches_sent_at_once(stores: Stores) -> None:
     """Of many appends of one id at one time, exactly one stores it."""
-    stores = [await backend.open(), await backend.open()]
     batches = [
         make_batch(store.clock, "acme", [record(id=f"id-{n}"), record(id="all")])
         for n, store in enumerate(stores * 10)
@@ -161,8 +159,6 @@ async def test_duplicates_of_batches_sent_at_once(backend: Backend) -> None:
     assert len(logs) == 21
     [kept] = [log["id"] for log in logs if log["external_id"] == "all"]
     assert {receipt.duplicate_id for receipt in receipts if receipt.duplicates} == {kept}
-    for store in stores:
-        await store.aclose()
 
 
 async def test_duplicates_across_days(store: LogStore) -> None:
@@ -253,28 +249,49 @@ async def test_a_claim_without_an_append_leaves_nothing(store: LogStore) -> None
             await fail()
 
 
-async def test_a_held_key_is_refused_to_all_others(backend: Backend) -> None:
+async def _claim_soon(store: LogStore, key: str) -> StoredOutcome | None:
+    """Claim a key of `acme` that is being released, at most a moment from now."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                async with store.claim("acme", key) as stored:
+                    return stored
+            except ClaimHeld:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_held_key_is_refused_to_all_others(stores: Stores) -> None:
     """While a key is held, neither another worker nor the same one gets it; then both do."""
-    one, two = await backend.open(), await backend.open()
+    one, two = stores
     async with one.claim("acme", "k"):
-        for store in (one, two):
+        for store in stores:
             with pytest.raises(ClaimHeld):
                 async with store.claim("acme", "k"):
                     pass
             async with store.claim("other", "k") as stored:
                 assert stored is None
-            async with store.claim("acme", "k2") as stored:
-                assert stored is None
+            assert await _claim_soon(store, "k2") is None
     for store in (two, one):
-        async with store.claim("acme", "k") as stored:
-            assert stored is None
-    await one.aclose()
-    await two.aclose()
+        assert await _claim_soon(store, "k") is None
 
 
-async def test_of_many_claims_at_once_one_is_granted(backend: Backend) -> None:
+async def test_a_repeat_is_answered_as_soon_as_the_first_is_stored(stores: Stores) -> None:
+    """From the receipt on every worker gives the outcome, to any number at a time."""
+    one, two = stores
+    async with one.claim("acme", "k"):
+        await one.append(_once(one, "k", record()))
+        async with two.claim("acme", "k") as here, two.claim("acme", "k") as there:
+            assert here is not None
+            assert here == there
+        with pytest.raises(StorageUnavailable):
+            await one.append(_once(one, "k", record()))
+    async with one.claim("acme", "k") as again:
+        assert again == here
+    assert len(await read_all(two, LogQuery("acme"))) == 1
+
+
+async def test_of_many_claims_at_once_one_is_granted(stores: Stores) -> None:
     """Racing requests with one key store its logs once."""
-    stores = [await backend.open(), await backend.open()]
     all_asked = asyncio.Event()
     asked = 0
 
@@ -298,35 +315,24 @@ async def test_of_many_claims_at_once_one_is_granted(backend: Backend) -> None:
     outcomes = await asyncio.gather(*(attempt(store) for store in stores * 10))
     assert sorted(outcomes) == ["held"] * 19 + ["stored"]
     assert len(await read_all(stores[0], LogQuery("acme"))) == 1
-    for store in stores:
-        await store.aclose()
 
 
-async def test_a_claim_dies_with_its_holder(backend: Backend) -> None:
+async def test_a_claim_dies_with_its_holder(stores: Stores) -> None:
     """A worker that ends takes its claims with it, and can no longer append under them."""
-    one, two = await backend.open(), await backend.open()
-    async with one.claim("acme", "k"):
-        await one.aclose()
-        deadline = asyncio.get_running_loop().time() + 10
-        while True:
-            try:
-                async with two.claim("acme", "k") as stored:
-                    assert stored is None
-                    break
-            except ClaimHeld:
-                assert asyncio.get_running_loop().time() < deadline
-                await asyncio.sleep(0.01)
+    one, two = stores
+    async with two.claim("acme", "k"):
+        await two.aclose()
+        assert await _claim_soon(one, "k") is None
         with pytest.raises(StorageUnavailable):
-            await one.append(_once(one, "k", record()))
-    assert await read_all(two, LogQuery("acme")) == []
-    await two.aclose()
+            await two.append(_once(two, "k", record()))
+    assert await read_all(one, LogQuery("acme")) == []
 
 
 async def test_an_append_without_its_claim_is_refused(store: LogStore) -> None:
     """What carries an Idempotency-Key that is not held is not stored."""
     with pytest.raises(StorageUnavailable):
         await store.append(_once(store, "k", record()))
-    async with store.claim("other", "k"):
+    async with store.claim("other", "k"), store.claim("acme", "k2"):
         with pytest.raises(StorageUnavailable):
             await store.append(_once(store, "k", record()))
     assert await read_all(store, LogQuery("acme")) == []
@@ -646,7 +652,7 @@ async def test_filters_hold_for_an_id_too(store: LogStore) -> None:
     """A log outside the datasets that are asked for is not found by its id either."""
     await append(store, "acme", record(dataset="orders"))
     await append(store, "acme", record(dataset="secret"))
-    filters = {"dataset": ("orders", "absent")}
+    filters: dict[str, tuple[str, ...]] = {"dataset": ("orders", "absent")}
     for log in await read_all(store, LogQuery("acme")):
         page = await store.page(LogQuery("acme", filters=filters, log_id=parse_id(log["id"])))
         assert bool(page.logs) == (log["dataset"] == "orders")

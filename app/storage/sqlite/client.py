@@ -37,7 +37,6 @@ from app.storage.sqlite.wire import (
 )
 
 ANSWER_S_MAX = 10.0
-CONNECT_S_MAX = 10.0
 # A busy turn of the loop is long: the writer begins with its first requests during the rest.
 OUTBOX_MAX = 16
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
@@ -79,7 +78,7 @@ class WriterClient:
             asyncio.create_task(self._give_up_on_late_answers()),
         ]
         try:
-            await asyncio.wait_for(self._welcomed.wait(), CONNECT_S_MAX)
+            await asyncio.wait_for(self._welcomed.wait(), self._answer_s_max)
         except TimeoutError:
             await self.aclose()
             raise StorageUnavailable("the writer process does not start") from None
@@ -121,11 +120,14 @@ class WriterClient:
             assert isinstance(answer, Claimed)  # noqa: S101
             if not answer.granted:
                 raise ClaimHeld
-            yield answer.stored
+            if answer.stored is None:
+                yield None
+                return
         finally:
             self._claimed.discard(name)
             # Also if no answer came, in time or at all: it follows the claim on the same socket.
             self._send(Release(client_id, key))
+        yield answer.stored  # which no longer changes: there is nothing to hold
 
     def _ask(self, question: Callable[[int], Append | Claim | Ping]) -> asyncio.Future[Any]:
         if self._transport is None:

@@ -48,7 +48,7 @@ from app.storage.sqlite.wire import (
 
 LOCK_NAME = "writer.lock"
 # Without anybody connected: time for the first worker to come, or for another to take over.
-IDLE_S_MAX = 0.5
+IDLE_S_MAX = 0.1
 START_S_MAX = 10.0
 ALREADY_RUNNING = 3
 # Faults of what a batch holds, not of the disk below.
@@ -172,7 +172,7 @@ class Writer:
         self._idle = asyncio.get_running_loop().call_later(seconds, self.finished.set)
 
     def claim(self, connection: Connection, claim: Claim) -> None:
-        """Give an Idempotency-Key to one request at a time, with what it led to before."""
+        """Give an Idempotency-Key to one request at a time, or to any what it led to before."""
         name = (claim.client_id, claim.key)
         if name in self._claims:
             connection.send(Claimed(claim.number, granted=False, stored=None))
@@ -182,7 +182,8 @@ class Writer:
         except (sqlite3.Error, OSError) as error:
             connection.send(Failed(claim.number, repr(error)))
             return
-        self._claims[name] = connection
+        if stored is None:
+            self._claims[name] = connection
         connection.send(Claimed(claim.number, granted=True, stored=stored))
 
     def release(self, connection: Connection, name: tuple[str, str]) -> None:
@@ -238,6 +239,10 @@ class Writer:
     def _answer(self, asked: list[tuple[Connection, Append]], receipts: list[Receipt]) -> None:
         plain: dict[Connection, list[int]] = {}
         for (connection, append), receipt in zip(asked, receipts, strict=True):
+            claimed = append.batch.idempotency
+            if claimed is not None:
+                # Not when Release comes: a repeat through another worker may come before it.
+                del self._claims[append.batch.client_id, claimed.key]
             if receipt.duplicates:
                 connection.send(Receipted(append.number, receipt))
             else:
