@@ -15,7 +15,7 @@ from app import __version__
 from app.errors import StorageUnavailable
 from app.settings import BadSetting, Settings, load_settings
 
-DRAIN_S_MAX = 8
+DRAIN_S_MAX = 7  # of the 10 s that a stop may take; closing the store may take 2 of them
 # Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
 KEEP_ALIVE_S = 75
 

@@ -23,7 +23,7 @@ from app.keys.principal import Limits
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
 from app.logs.query import Cursors
-from app.settings import Settings, load_settings
+from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
 
@@ -137,5 +137,8 @@ curl -sS {url}/api/v1/logs -H 'X-API-Key: {first.client_key}'
 def __getattr__(name: str) -> Any:
     """Build `app` when a server asks for it, so that importing this module reads no settings."""
     if name == "app":
-        return create_app(load_settings())
+        try:
+            return create_app(load_settings())
+        except BadSetting as error:
+            raise SystemExit(f"central-logger: {error}") from None
     raise AttributeError(name)

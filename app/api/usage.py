@@ -10,11 +10,9 @@ from app.api.openapi import USAGE, documented
 from app.errors import Invalid
 from app.logs.batch import USAGE_COUNTERS
 from app.logs.query import MINUTES, USAGE_GROUPS, UsageQuery, UsageRow, parse_bound
-from app.logs.timestamp import US_PER_S, BadTime, format_instant
+from app.logs.timestamp import US_PER_MINUTE, BadTime, format_instant
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
-
-US_PER_MINUTE = 60 * US_PER_S
 
 
 @router.get("", summary="Read your usage", **documented(USAGE, 403, 404, 422))

@@ -92,14 +92,10 @@ class Authenticator:
 
         None says nothing: `authenticate` does it with all care.
         """
-        key = None
-        for name, value in headers:
-            if name == b"x-api-key":
-                if key is not None:
-                    return None
-                key = value
-            elif name == b"authorization":
-                return None
+        named = dict(headers)
+        key = named.get(b"x-api-key")
+        if b"authorization" in named or len(named) != len(headers):
+            return None  # maybe two credentials
         # Latin-1 can't fail; no text beyond ASCII is the text of a verified key.
         return None if key is None else self._keyring.cached(key.decode("latin-1"))
 

@@ -25,10 +25,11 @@ from app.edge.body import (
     read_body,
 )
 from app.edge.limits import Account, Limiter
-from app.edge.outcome import Outcome, first_errors
+from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.protocol import respond
 from app.edge.request_id import new_request_id
+from app.edge.singles import SINGLE_BYTES_MAX, Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
     Conflict,
@@ -45,7 +46,7 @@ from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson
 from app.logs.identity import format_id, received_us
 from app.logs.rows import SLUG, Rows, build_rows
 from app.logs.store import ClaimHeld, LogStore
-from app.logs.timestamp import US_PER_S, format_instant
+from app.logs.timestamp import US_PER_MINUTE, format_instant
 
 PATH = "/api/v1/logs"
 SCOPE = "logs:write"
@@ -53,7 +54,6 @@ JSON_TYPES = (b"application/json", b"")
 NDJSON_TYPES = (b"application/x-ndjson", b"application/jsonl", b"application/ndjson")
 MEDIA_TYPES = ["application/json", "application/x-ndjson", "application/jsonl"]
 IDEMPOTENCY_KEY_LENGTH_MAX = 255
-US_PER_MINUTE = 60 * US_PER_S
 
 Reply = tuple[int, Headers, bytes]
 
@@ -84,6 +84,8 @@ class IngestEndpoint:
         self._inflight = inflight
         self._decode_limits = decode_limits
         self._body_bytes_max = body_bytes_max
+        self._singles = Singles(store)
+        self._single_bytes_max = min(SINGLE_BYTES_MAX, decode_limits.record_bytes)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -120,14 +122,23 @@ class IngestEndpoint:
             raise Forbidden(f"Requires scope '{SCOPE}'")
         client_id = principal.client_id or _client_named(scope["query_string"])
         headers = dict(scope["headers"])
-        is_ndjson = _is_ndjson(headers.get(b"content-type", b""))
-        encoding = check_encoding(headers.get(b"content-encoding", b""))
+        content_type = headers.get(b"content-type", b"")
+        is_ndjson = content_type != JSON_TYPES[0] and _is_ndjson(content_type)
+        encoding = ""
+        if b"content-encoding" in headers:
+            encoding = check_encoding(headers[b"content-encoding"])
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
         self._limiter.admit(account, 0 if encoding else declared, logs=1)
         upload = _Upload(account, client_id, is_ndjson, encoding, Share(self._inflight))
         try:
             if b"idempotency-key" not in headers:
-                body = await self._read(upload, receive)
+                body = await read_body(receive, upload.share, self._body_bytes_max)
+                if encoding:
+                    body = await expand(body, encoding, upload.share, self._body_bytes_max)
+                if not is_ndjson and len(body) <= self._single_bytes_max and is_candidate(body):
+                    reply = await self._store_single(upload, body)
+                    if reply is not None:
+                        return reply
                 outcome, receipt = await self._commit(upload, body, None)
                 return outcome.reply(receipt, request_id)
             key = _idempotency_key(headers[b"idempotency-key"])
@@ -137,6 +148,20 @@ class IngestEndpoint:
             raise
         finally:
             upload.share.give_back()
+
+    async def _store_single(self, upload: "_Upload", body: bytes) -> Reply | None:
+        """Store one plain log together with others; None if it has to be stored by itself."""
+        account = upload.account
+        self._limiter.charge(account, 1, len(body))
+        try:
+            stored = await self._singles.join(account.principal, upload.client_id, body)
+        except Unavailable:
+            self._limiter.refund(account, logs=1, body_bytes=len(body))
+            raise
+        if stored is None:
+            self._limiter.refund(account, logs=1, body_bytes=len(body))
+            return None
+        return 201, [JSON], stored.reply(upload.client_id)
 
     async def _store_once(
         self, upload: "_Upload", receive: Any, key: str, request_id: str

@@ -163,8 +163,7 @@ def _tightest(meters: Meters) -> Meter:
 def _left(meters: Meters) -> int:
     left = meters[0][1] - meters[0][0].used
     for window, limit in meters[1:]:
-        if limit - window.used < left:
-            left = limit - window.used
+        left = min(left, limit - window.used)
     return max(left, 0)
 
 

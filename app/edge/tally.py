@@ -6,6 +6,7 @@ The usage of stored logs is committed with them. What is here (refusals, bad bod
 
 import asyncio
 import time
+from contextlib import suppress
 
 import structlog
 
@@ -16,6 +17,7 @@ from app.logs.batch import Batch
 from app.logs.store import LogStore
 
 FLUSH_S = 1.0
+LAST_FLUSH_S_MAX = 1.0  # a store that does not answer must not hold the stop
 # A store that is away must not make this grow without end: older minutes are given up first.
 ENTRIES_MAX = 10_000
 
@@ -75,4 +77,6 @@ class Tally:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_FLUSH_S_MAX):
+                await self.flush()

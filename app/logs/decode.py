@@ -101,6 +101,30 @@ def decode_ndjson(body: bytes, limits: DecodeLimits) -> list[Decoded]:
     return decoded
 
 
+def decode_singles(bodies: list[bytes]) -> list[LogRecord | None]:
+    """Decode bodies of one plain record each in one step; None where one needs a closer look.
+
+    Each body must begin with `{` and end with `}`. Then no record can reach over the line break
+    between two bodies (behind a `}` inside a record JSON wants `,`, `]` or `}`, never `{`), so each
+    body holds at least one; where there are as many records as bodies, each body is exactly one,
+    and they belong to each other in their order.
+    """
+    try:
+        records = _decode_lines(b"\n".join(bodies))
+        if len(records) == len(bodies):
+            return list[LogRecord | None](records)
+    except _FAULTS:
+        pass
+    return [_decode_single(body) for body in bodies]
+
+
+def _decode_single(body: bytes) -> LogRecord | None:
+    try:
+        return _decode_record(body)
+    except _FAULTS:
+        return None
+
+
 def decode_json(body: bytes, limits: DecodeLimits) -> tuple[list[Decoded], bool]:
     """Decode one object, an array, or {"logs": [...]}; the flag tells a single object.
 

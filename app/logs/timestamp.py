@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 US_PER_S = 1_000_000
+US_PER_MINUTE = 60 * US_PER_S
 US_PER_DAY = 86_400 * US_PER_S
 MIN_US = -62_135_596_800 * US_PER_S  # 0001-01-01T00:00:00Z
 MAX_US = 253_402_300_800 * US_PER_S - 1  # 9999-12-31T23:59:59.999999Z

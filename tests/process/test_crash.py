@@ -1,13 +1,18 @@
 """What is left after processes die: all that was acknowledged, exactly once."""
 
+import json
+from functools import partial
 from pathlib import Path
 from random import Random
 
+import psutil  # type: ignore[import-untyped]  # no stubs among the dependencies
 import pytest
 
-from loadtests.server import make_key, start_product
+from loadtests.server import Server, make_key, start_product
 from tests.process.service import (
     Load,
+    Reply,
+    ask,
     check_stored,
     is_up,
     kill_all,
@@ -48,7 +53,7 @@ def test_kill_9_of_the_writer(tmp_path: Path, workers: int) -> None:
                 refused = len(load.refusals)
                 [writer] = writer_in(server)
                 writer.kill()
-                wait_until(lambda refused=refused: len(load.refusals) > refused, "a refusal")
+                wait_until(partial(_more, load.refusals, refused), "a refusal")
                 load.wait_for_more(300)
         for status, headers, body in load.refusals:
             assert status == 503
@@ -73,21 +78,23 @@ def test_kill_9_of_a_worker(tmp_path: Path) -> None:
                 assert len(before) == 2
                 before[0].kill()
                 load.wait_for_more(300)
-                wait_until(
-                    lambda dead=before[0]: len({*workers_in(server)} - {dead}) == 2, "a new worker"
-                )
+                wait_until(partial(_replaced, server, before[0]), "a new worker")
                 load.wait_for_more(300)
         assert load.statuses.keys() <= {201, 503}
         assert server.stop() == 0
     check_stored(tmp_path, CLIENT, load)
 
 
+def _more(things: list[Reply], count: int) -> bool:
+    return len(things) > count
+
+
+def _replaced(server: Server, dead: psutil.Process) -> bool:
+    return len({*workers_in(server)} - {dead}) == 2
+
+
 def test_a_restart_knows_what_was_there(tmp_path: Path) -> None:
     """After a kill the same records sent again are all duplicates."""
-    import json  # noqa: PLC0415
-
-    from tests.process.service import ask  # noqa: PLC0415
-
     key = make_key(tmp_path, CLIENT)
     headers = {"X-API-Key": key, "Content-Type": "application/json"}
     one = {"environment": "dev", "executed_at": "2026-06-01T00:00:00Z", "status": "OK"}

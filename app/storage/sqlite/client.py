@@ -39,6 +39,7 @@ from app.storage.sqlite.wire import (
 ANSWER_S_MAX = 10.0
 # A busy turn of the loop is long: the writer begins with its first requests during the rest.
 OUTBOX_MAX = 16
+FOLD_S_MAX = 1.0
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 # What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
 # their senders come back: without a bound each would leave its batch here once more.
@@ -93,9 +94,9 @@ class WriterClient:
         self._fail_all("closed")
         if self._process is not None and self._process.returncode is None:
             try:
-                await asyncio.wait_for(self._process.wait(), 5)
+                await asyncio.wait_for(self._process.wait(), FOLD_S_MAX)
             except TimeoutError:
-                log.info("the writer process lives on for other workers")
+                log.info("the writer process lives on")  # for other workers, or to finish
 
     async def append(self, batch: Batch) -> Receipt:
         """Return when the batch is on disk."""

@@ -1,0 +1,144 @@
+"""Requests of one plain log each, decoded and committed together once a turn of the event loop.
+
+A request spends most of its time on code that is cold again by the time the next one comes. What
+many requests of one turn have in common (decoding, building rows, a batch for the store, a wait for
+its receipt) is therefore done once for all of them. Nobody waits for company: the turn ends when it
+would have ended anyway, and a lone request is a group of one.
+
+Only what is plain takes this way: a record that needs a second look, or has an id of its own, is
+handed back to be stored by itself, so that there is one place for every fault.
+"""
+
+import asyncio
+import time
+from typing import NamedTuple
+
+from app.edge import metrics
+from app.errors import LoggerError
+from app.keys.principal import Principal
+from app.logs.batch import Batch
+from app.logs.decode import decode_singles
+from app.logs.identity import ARRIVAL_MASK, SLOT_BITS, format_id, received_us
+from app.logs.record import LogRecord
+from app.logs.rows import Rows, build_rows
+from app.logs.store import LogStore
+from app.logs.timestamp import US_PER_MINUTE, format_instant
+
+# Beyond this a body's own decoding outweighs what is shared.
+SINGLE_BYTES_MAX = 16 * 1024
+
+
+class StoredLog(NamedTuple):
+    """A log that is on disk."""
+
+    log_id: str
+    received_at: str
+
+    def reply(self, client_id: str) -> bytes:
+        """Return the body of the 201; nothing in it needs escaping."""
+        return (
+            f'{{"id":"{self.log_id}","client_id":"{client_id}","received_at":"{self.received_at}"}}'
+        ).encode()
+
+
+class _Waiting(NamedTuple):
+    principal: Principal
+    client_id: str
+    body: bytes
+    stored: "asyncio.Future[StoredLog | None]"
+
+
+def is_candidate(body: bytes) -> bool:
+    """Say whether a body may be one plain log: an object from its first to its last byte."""
+    return body[:1] == b"{" and body[-1:] == b"}"
+
+
+class Singles:
+    """Gathers requests over a turn of the loop."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+        self._waiting: list[_Waiting] = []
+        self._commits: set[asyncio.Task[None]] = set()
+
+    def join(
+        self, principal: Principal, client_id: str, body: bytes
+    ) -> "asyncio.Future[StoredLog | None]":
+        """Store a candidate with the others of this turn.
+
+        The future gives what is on disk, or None for a body that has to be stored by itself; it
+        raises what LogStore.append raises.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._store_all)
+        stored: asyncio.Future[StoredLog | None] = loop.create_future()
+        self._waiting.append(_Waiting(principal, client_id, body, stored))
+        return stored
+
+    def _store_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        groups: dict[tuple[str, str, str | None], tuple[list[_Waiting], list[LogRecord]]] = {}
+        for one, record in zip(waiting, decode_singles([one.body for one in waiting]), strict=True):
+            if record is None or record.id is not None:
+                one.stored.set_result(None)
+                continue
+            # Usage is counted by key and dataset: each batch is of one.
+            name = (one.client_id, one.principal.key_id, record.dataset)
+            group = groups.setdefault(name, ([], []))
+            group[0].append(one)
+            group[1].append(record)
+        for members, records in groups.values():
+            task = asyncio.create_task(self._store_group(members, records))
+            self._commits.add(task)
+            task.add_done_callback(self._commits.discard)
+
+    async def _store_group(self, members: list[_Waiting], records: list[LogRecord]) -> None:
+        """Commit one key's logs of one dataset; every member gets an answer, whatever happens."""
+        started = time.perf_counter()
+        try:
+            day, arrival = self._store.clock.take(len(records))
+            principal = members[0].principal
+            built = build_rows([*records], principal.allowed_datasets, arrival)
+            for index, _ in built.rejections:
+                members[index].stored.set_result(None)
+            if built.rows:
+                batch = _batch(members, built, day, arrival)
+                receipt = await self._store.append(batch)
+                metrics.count_commit(batch, receipt, time.perf_counter() - started)
+                _tell(members, built, day, arrival)
+        except LoggerError as error:
+            _fail(members, error)
+        except Exception as error:
+            _fail(members, error)
+            raise
+
+
+def _batch(members: list[_Waiting], built: Rows, day: int, arrival: int) -> Batch:
+    rejected = {index for index, _ in built.rejections}
+    return Batch(
+        client_id=members[0].client_id,
+        key_id=members[0].principal.key_id,
+        day=day,
+        minute=received_us(day, arrival) // US_PER_MINUTE,
+        rows=built.rows,
+        series=built.series,
+        requests=len(built.rows),
+        bytes=sum(len(one.body) for i, one in enumerate(members) if i not in rejected),
+    )
+
+
+def _tell(members: list[_Waiting], built: Rows, day: int, arrival: int) -> None:
+    for us, seq, *_ in built.rows:
+        # The rows are sorted by time; a row's arrival tells whose it is.
+        stored = members[((seq & ARRIVAL_MASK) - arrival) >> SLOT_BITS].stored
+        if not stored.done():  # a member whose request was given up is stored all the same
+            stored.set_result(
+                StoredLog(format_id(us, day, seq), format_instant(received_us(day, seq)))
+            )
+
+
+def _fail(members: list[_Waiting], error: Exception) -> None:
+    for one in members:
+        if not one.stored.done():
+            one.stored.set_exception(error)

@@ -1,0 +1,111 @@
+"""A revoked key fails on its very next request, in every worker."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from app.sqlite import sqlite3
+from loadtests.server import HOST, ROOT, make_key, product_env, start_product
+from tests.process.service import PATH, ask, read_reply, stored_logs, wait_until, workers_in
+
+SENDERS = 8
+BODY = b'{"environment":"dev","executed_at":0,"status":"OK"}'
+
+
+def _by_script(data_dir: Path, key_id: str) -> None:
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "revoke_api_key.py"), key_id, "--yes"],
+        cwd=ROOT,
+        env=product_env(data_dir),
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+
+
+def _by_sql(data_dir: Path, key_id: str) -> None:
+    connection = sqlite3.connect(data_dir / "control.db", isolation_level=None)
+    changed = connection.execute("UPDATE api_keys SET is_active = 0 WHERE key_id = ?", (key_id,))
+    assert changed.rowcount == 1
+    connection.close()
+
+
+class Senders:
+    """Threads that use a key without pause, and when each request began and what it got."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self.results: list[tuple[float, int]] = []
+        self.faults: list[BaseException] = []
+        self._port = port
+        self._headers = {"X-API-Key": key, "Content-Type": "application/json"}
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(SENDERS)
+        ]
+
+    def start(self) -> None:
+        """Begin to send."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Wait until no request is under way."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert not self.faults, self.faults
+
+    def _run(self, number: int) -> None:
+        try:
+            connection = HTTPConnection(HOST, self._port, timeout=30)
+            while not self._stop.is_set():
+                if number % 2:
+                    # A connection of its own may reach either worker; a kept one stays with its.
+                    connection.close()
+                method, path = ("POST", PATH) if number % 4 < 2 else ("GET", f"{PATH}?limit=1")
+                began = time.perf_counter()
+                connection.request(method, path, BODY, self._headers)
+                self.results.append((began, read_reply(connection)[0]))
+            connection.close()
+        except Exception as error:  # noqa: BLE001  # told to the test, which fails with it
+            self.faults.append(error)
+
+
+@pytest.mark.parametrize("revoke", [_by_script, _by_sql], ids=["script", "sql"])
+def test_no_request_succeeds_after_a_revocation(
+    tmp_path: Path, revoke: Callable[[Path, str], None]
+) -> None:
+    """Once the key is off, not one later request succeeds, in any worker, under load."""
+    key, kept = make_key(tmp_path, "acme"), make_key(tmp_path, "acme")
+    with start_product(tmp_path, workers=2) as server:
+        assert len(workers_in(server)) == 2
+        senders = Senders(server.port, key)
+        senders.start()
+        try:
+            wait_until(lambda: len(senders.results) > 300 or senders.faults, "requests before")
+            revoke(tmp_path, key[-61:-49])
+            revoked = time.perf_counter()
+            count = len(senders.results)
+            wait_until(lambda: len(senders.results) > count + 500 or senders.faults, "and after")
+        finally:
+            senders.stop()
+        before = [status for began, status in senders.results if began < revoked]
+        after = [status for began, status in senders.results if began >= revoked]
+        assert {200, 201} < set(before) <= {200, 201, 401}
+        assert set(after) == {401}
+        assert len(after) >= 400
+        # The client's other key works on.
+        headers = {"X-API-Key": kept, "Content-Type": "application/json"}
+        assert ask(server.port, "POST", PATH, BODY, headers)[0] == 201
+        status, _, body = ask(server.port, "GET", "/api/v1/usage", headers={"X-API-Key": kept})
+        assert status == 200
+        stored = json.loads(body)["totals"]["logs"]
+    assert stored == len(stored_logs(tmp_path, "acme"))
+    assert stored == sum(status == 201 for _, status in senders.results) + 1

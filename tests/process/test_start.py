@@ -1,0 +1,207 @@
+"""Starting and stopping the service as its operator does."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # no stubs among the dependencies
+import pytest
+
+from loadtests.server import HOST, ROOT, Server, free_port, make_key, product_env, start_product
+from tests.process.service import PATH, Load, ask, check_stored, is_up, wait_until
+
+KEY = re.compile(r"cl_(?:admin|live_demo)_[0-9A-Za-z]{61}")
+
+
+def _output(server: Server) -> str:
+    server.output.seek(0)
+    return server.output.read().decode()
+
+
+def _refused(data_dir: Path, **env: str) -> tuple[int, str]:
+    """Start a server that must not start; give its exit code and its one line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "serve"],
+        cwd=ROOT,
+        env=product_env(data_dir, {"PORT": str(free_port())} | env),
+        capture_output=True,
+        timeout=30,
+        check=False,
+        text=True,
+    )
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    return done.returncode, line
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_start_prints_its_keys_once(tmp_path: Path, workers: int) -> None:
+    """The first start shows two keys and curls that work as they stand; the next one nothing."""
+    with start_product(tmp_path, workers=workers) as server:
+        shown = _output(server)
+        keys = KEY.findall(shown)
+        assert len(set(keys)) == 2
+        assert shown.count("First start") == 1
+        commands = re.findall(r"^curl .*?(?=\n\n)", shown, re.MULTILINE | re.DOTALL)
+        assert len(commands) == 2
+        if shutil.which("curl"):
+            replies = [
+                subprocess.run(["sh", "-c", one], capture_output=True, check=True, timeout=30)
+                for one in commands
+            ]
+            stored, page = (json.loads(reply.stdout) for reply in replies)
+            assert stored["client_id"] == "demo"
+            assert [log["id"] for log in page["logs"]] == [stored["id"]]
+        for key in set(keys):
+            headers = {"X-API-Key": key}
+            assert ask(server.port, "GET", f"{PATH}?client_id=demo", headers=headers)[0] == 200
+        server.stop()
+    with start_product(tmp_path, workers=workers) as server:
+        assert "First start" not in _output(server)
+        assert KEY.search(_output(server)) is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_logs_are_json_lines_without_a_key(tmp_path: Path, workers: int) -> None:
+    """Whatever happens, each line of output is a JSON object, and no key is in any of them."""
+    key = make_key(tmp_path, "acme")
+    with start_product(tmp_path, env={"LOG_LEVEL": "debug"}, workers=workers) as server:
+        for headers in ({"X-API-Key": key}, {"X-API-Key": key[:-1] + "_"}, {"Authorization": key}):
+            for path in (PATH, f"/api/v1/{key}", f"{PATH}?cursor={key}", f"{PATH}/{key}"):
+                for method in ("GET", "POST", "DELETE"):
+                    body = json.dumps({"message": key}).encode()
+                    assert ask(server.port, method, path, body, headers)[0] < 500
+        [writer] = [one for one in server.tree() if "app.storage.sqlite.writer" in one.cmdline()]
+        writer.kill()
+        one = b'{"environment":"e","executed_at":0,"status":"s"}'
+        headers = {"X-API-Key": key, "Content-Type": "application/json"}
+        wait_until(
+            lambda: ask(server.port, "POST", PATH, one, headers)[0] == 201, "the writer's return"
+        )
+        assert server.process.poll() is None
+        server.process.terminate()
+        assert server.process.wait(15) == 0
+        lines = _output(server).splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("{")] == []
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert not any(key[-61:] in line for line in lines)
+
+
+def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    """Limits and sessions of two servers would add up: the second one says so and ends."""
+    with start_product(tmp_path) as server:
+        code, line = _refused(tmp_path)
+        assert code == 1
+        assert line.startswith("central-logger: DATA_DIR: another server runs on ")
+        assert is_up(server.port)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("WORKERS", "0"),
+        ("API_KEYS", "key:client"),
+        ("API_KEYS", '{"key": "Not A Slug"}'),
+        ("SECRET_KEY", "short"),
+        ("LOG_STORE_URL", "mongodb://x"),
+        ("DATABASE_URL", "mysql://x"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,home"),
+        ("MAX_BODY_BYTES", "20MB"),
+        ("REQUIRE_API_KEY", "perhaps"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    """One line names the setting, its fault and an example."""
+    code, line = _refused(tmp_path, **{name: value})
+    assert code == 2
+    assert line.startswith(f"central-logger: {name}: ")
+    assert f"example: {name}=" in line
+
+
+def test_a_data_directory_that_is_none(tmp_path: Path) -> None:
+    """What cannot be a directory is refused with one line too."""
+    (tmp_path / "file").touch()
+    code, line = _refused(tmp_path / "file")
+    assert code == 1
+    assert line.startswith("central-logger: DATA_DIR: ")
+
+
+def test_a_secret_that_cannot_be_used(tmp_path: Path) -> None:
+    """A fault that only the opening finds stops the start with a line that names it."""
+    (tmp_path / "secret.key").write_text("short\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "serve", "--port", str(free_port())],
+        cwd=ROOT,
+        env=product_env(tmp_path),
+        capture_output=True,
+        timeout=30,
+        check=False,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "secret.key" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_uvicorn_serves_it_too(tmp_path: Path) -> None:
+    """`uvicorn app.main:app` is the same service: logs go in, and nothing is lost at its end."""
+    key = make_key(tmp_path, "acme")
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)]
+    with (tmp_path / "output").open("wb") as output:
+        server = psutil.Popen(
+            command, cwd=ROOT, env=product_env(tmp_path), stdout=output, stderr=output
+        )
+        try:
+            wait_until(lambda: is_up(port), "the server")
+            load = Load(port, key, "load")
+            with load.running():
+                load.wait_for_more(500)
+                tree = server.children(recursive=True)
+                server.terminate()
+                server.wait(15)
+            assert tree
+            _, alive = psutil.wait_procs(tree, timeout=10)
+            assert not alive
+        finally:
+            if server.poll() is None:
+                server.kill()
+                server.wait()
+    check_stored(tmp_path, "acme", load)
+
+
+def test_uvicorn_refuses_a_bad_setting_with_one_line(tmp_path: Path) -> None:
+    """Without our command too, a bad setting is one line and no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(free_port())],
+        cwd=ROOT,
+        env=product_env(tmp_path, {"API_KEYS": "key:client"}),
+        capture_output=True,
+        timeout=30,
+        check=False,
+        text=True,
+    )
+    assert done.returncode != 0
+    [line] = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("central-logger: API_KEYS: ")
+
+
+def test_the_version_needs_no_settings(tmp_path: Path) -> None:
+    """`--version` answers whatever the environment holds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "--version"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PORT": "eighty"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert re.fullmatch(r"central-logger \d+\.\d+\.\d+\n", done.stdout)
+    assert HOST == "127.0.0.1"
