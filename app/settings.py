@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+SECRET_LENGTH_MIN = 16
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 EXAMPLES = {
@@ -100,8 +101,8 @@ class Settings(BaseSettings):
     @field_validator("secret_key")
     @classmethod
     def _strong_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(len(secret) < 32 for secret in value):  # noqa: PLR2004
-            raise ValueError("a secret is shorter than 32 characters")
+        if any(len(secret) < SECRET_LENGTH_MIN for secret in value):
+            raise ValueError(f"a secret is shorter than {SECRET_LENGTH_MIN} characters")
         return value
 
     @field_validator("api_keys", mode="before")

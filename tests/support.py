@@ -166,7 +166,8 @@ def running(data_dir: Path, **settings: Any) -> Iterator[Service]:
     with mock.patch.dict(os.environ):
         for name in Settings.model_fields:
             os.environ.pop(name.upper(), None)
-        chosen = Settings(_env_file=None, data_dir=data_dir, **{"log_level": "warning"} | settings)
+        base: Json = {"_env_file": None, "data_dir": data_dir, "log_level": "warning"}
+        chosen = Settings(**base | settings)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     try:

@@ -87,15 +87,15 @@ class Authenticator:
         self._trusted = trusted_proxies
         self._failures: dict[str, Window] = {}
 
-    def known(self, headers: list[tuple[bytes, bytes]]) -> Principal | None:
-        """Return who calls if it takes no more than a look: one X-API-Key, seen before.
+    def known(self, headers: dict[bytes, bytes]) -> Principal | None:
+        """Return who calls if it takes no more than a look: an X-API-Key alone, seen before.
 
-        None says nothing: `authenticate` does it with all care.
+        `headers` hold every header of the request, none of them twice. None says nothing:
+        `authenticate` does it with all care.
         """
-        named = dict(headers)
-        key = named.get(b"x-api-key")
-        if b"authorization" in named or len(named) != len(headers):
-            return None  # maybe two credentials
+        key = headers.get(b"x-api-key")
+        if b"authorization" in headers:
+            return None
         # Latin-1 can't fail; no text beyond ASCII is the text of a verified key.
         return None if key is None else self._keyring.cached(key.decode("latin-1"))
 

@@ -29,7 +29,7 @@ from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.protocol import respond
 from app.edge.request_id import new_request_id
-from app.edge.singles import SINGLE_BYTES_MAX, Singles, is_candidate
+from app.edge.singles import SINGLE_BYTES_MAX, Singles, StoredLog, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
     Conflict,
@@ -92,81 +92,93 @@ class IngestEndpoint:
         request_id = new_request_id()
         account: Account | None = None
         try:
-            authenticator = self._authenticator
-            principal = authenticator.known(scope["headers"])
+            headers = dict(scope["headers"])
+            is_plain = len(headers) == len(scope["headers"])
+            principal = self._authenticator.known(headers) if is_plain else None
             if principal is None:
-                principal = await authenticator.authenticate(scope)
+                principal = await self._authenticator.authenticate(scope)
             account = self._limiter.account(principal)
-            status, headers, body = await self._store_logs(scope, receive, account, request_id)
+            upload = self._admit(account, headers, scope["query_string"])
+            status, reply_headers, body = await self._store_upload(upload, receive, request_id)
         except ClientGone:
             return
         except LoggerError as error:
             self._count_failure(account, error, request_id)
-            status, headers, body = problem(error, request_id)
+            status, reply_headers, body = problem(error, request_id)
         except Exception:
             # A bug must not cost logs: a shipper retries on 503 and drops its batch on 500.
             log.exception("unexpected fault", request_id=request_id)
-            status, headers, body = problem(StorageUnavailable(), request_id)
-        headers.append((b"x-request-id", request_id.encode()))
-        headers.append((b"content-length", b"%d" % len(body)))
+            status, reply_headers, body = problem(StorageUnavailable(), request_id)
+        reply_headers.append((b"x-request-id", request_id.encode()))
+        reply_headers.append((b"content-length", b"%d" % len(body)))
         if account is not None:
-            headers += account.headers()
+            reply_headers += account.headers()
         metrics.count_request("ingest", status)
-        await respond(send, status, headers, body)
+        await respond(send, status, reply_headers, body)
 
-    async def _store_logs(
-        self, scope: Any, receive: Any, account: Account, request_id: str
-    ) -> Reply:
-        principal = account.principal
-        if SCOPE not in principal.scopes:
+    def _admit(
+        self, account: Account, headers: dict[bytes, bytes], query_string: bytes
+    ) -> "_Upload":
+        """Check all that can be checked, and count the request, before anything of it is read."""
+        if SCOPE not in account.principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
-        client_id = principal.client_id or _client_named(scope["query_string"])
-        headers = dict(scope["headers"])
         content_type = headers.get(b"content-type", b"")
-        is_ndjson = content_type != JSON_TYPES[0] and _is_ndjson(content_type)
         encoding = ""
         if b"content-encoding" in headers:
             encoding = check_encoding(headers[b"content-encoding"])
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
+        upload = _Upload(
+            account,
+            account.principal.client_id or _client_named(query_string),
+            content_type != JSON_TYPES[0] and _is_ndjson(content_type),
+            encoding,
+            _idempotency_key(headers[b"idempotency-key"])
+            if b"idempotency-key" in headers
+            else None,
+            Share(self._inflight),
+        )
         self._limiter.admit(account, 0 if encoding else declared, logs=1)
-        upload = _Upload(account, client_id, is_ndjson, encoding, Share(self._inflight))
+        return upload
+
+    async def _store_upload(self, upload: "_Upload", receive: Any, request_id: str) -> Reply:
+        """Read, decode and commit; what the request holds and did not use is given back."""
         try:
-            if b"idempotency-key" not in headers:
-                body = await read_body(receive, upload.share, self._body_bytes_max)
-                if encoding:
-                    body = await expand(body, encoding, upload.share, self._body_bytes_max)
-                if not is_ndjson and len(body) <= self._single_bytes_max and is_candidate(body):
-                    reply = await self._store_single(upload, body)
-                    if reply is not None:
-                        return reply
-                outcome, receipt = await self._commit(upload, body, None)
-                return outcome.reply(receipt, request_id)
-            key = _idempotency_key(headers[b"idempotency-key"])
-            return await self._store_once(upload, receive, key, request_id)
+            if upload.idempotency_key is not None:
+                return await self._store_once(upload, receive, request_id)
+            body = await self._read(upload, receive)
+            if not upload.is_ndjson and is_candidate(body, self._single_bytes_max):
+                stored = await self._store_single(upload, body)
+                if stored is not None:
+                    return 201, [JSON], stored.reply(upload.client_id)
+            outcome, receipt = await self._commit(upload, body)
+            return outcome.reply(receipt, request_id)
         except Unavailable:
-            self._limiter.refund(account, requests=1)
+            self._limiter.refund(upload.account, requests=1)
             raise
         finally:
             upload.share.give_back()
 
-    async def _store_single(self, upload: "_Upload", body: bytes) -> Reply | None:
+    async def _read(self, upload: "_Upload", receive: Any) -> bytes:
+        body = await read_body(receive, upload.share, self._body_bytes_max)
+        if not upload.encoding:
+            return body
+        return await expand(body, upload.encoding, upload.share, self._body_bytes_max)
+
+    async def _store_single(self, upload: "_Upload", body: bytes) -> StoredLog | None:
         """Store one plain log together with others; None if it has to be stored by itself."""
         account = upload.account
         self._limiter.charge(account, 1, len(body))
+        stored = None
         try:
             stored = await self._singles.join(account.principal, upload.client_id, body)
-        except Unavailable:
-            self._limiter.refund(account, logs=1, body_bytes=len(body))
-            raise
-        if stored is None:
-            self._limiter.refund(account, logs=1, body_bytes=len(body))
-            return None
-        return 201, [JSON], stored.reply(upload.client_id)
+        finally:
+            if stored is None:
+                self._limiter.refund(account, logs=1, body_bytes=len(body))
+        return stored
 
-    async def _store_once(
-        self, upload: "_Upload", receive: Any, key: str, request_id: str
-    ) -> Reply:
+    async def _store_once(self, upload: "_Upload", receive: Any, request_id: str) -> Reply:
         """Store under an Idempotency-Key, held from before the read, or repeat its outcome."""
+        key = upload.idempotency_key or ""
         async with AsyncExitStack() as stack:
             try:
                 stored = await stack.enter_async_context(self._store.claim(upload.client_id, key))
@@ -175,26 +187,19 @@ class IngestEndpoint:
             body = await self._read(upload, receive)
             digest = blake2b(body, digest_size=16).digest()
             if stored is None:
-                outcome, receipt = await self._commit(upload, body, (key, digest))
+                outcome, receipt = await self._commit(upload, body, digest)
                 return outcome.reply(receipt, request_id)
             if stored.digest != digest:
                 raise Invalid(
                     [_fault("Idempotency-Key", "was used with another body")],
                     "Idempotency-Key was used with another body",
                 )
-            status, headers, reply = _decode_outcome(stored.outcome).reply(
-                stored.receipt, request_id
-            )
+            outcome = _decode_outcome(stored.outcome)
+            status, headers, reply = outcome.reply(stored.receipt, request_id)
             return status, [*headers, (b"idempotent-replayed", b"true")], reply
 
-    async def _read(self, upload: "_Upload", receive: Any) -> bytes:
-        body = await read_body(receive, upload.share, self._body_bytes_max)
-        if not upload.encoding:
-            return body
-        return await expand(body, upload.encoding, upload.share, self._body_bytes_max)
-
     async def _commit(
-        self, upload: "_Upload", body: bytes, once: tuple[str, bytes] | None
+        self, upload: "_Upload", body: bytes, digest: bytes = b""
     ) -> tuple[Outcome, Receipt]:
         """Decode and store a body; on return it is on disk with its usage and its outcome."""
         records, is_single = _decode(upload, body, self._decode_limits)
@@ -222,8 +227,9 @@ class IngestEndpoint:
             bytes=len(body),
             rejected=len(built.rejections),
         )
-        if once is not None:
-            batch.idempotency = Idempotency(*once, _encode_outcome(outcome))
+        key = upload.idempotency_key
+        if key is not None:
+            batch.idempotency = Idempotency(key, digest, _encode_outcome(outcome))
         receipt = await self._append(upload.account, batch)
         return outcome, receipt
 
@@ -260,6 +266,7 @@ class _Upload(NamedTuple):
     client_id: str
     is_ndjson: bool
     encoding: str
+    idempotency_key: str | None
     share: Share
 
 

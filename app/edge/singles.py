@@ -48,9 +48,9 @@ class _Waiting(NamedTuple):
     stored: "asyncio.Future[StoredLog | None]"
 
 
-def is_candidate(body: bytes) -> bool:
+def is_candidate(body: bytes, bytes_max: int) -> bool:
     """Say whether a body may be one plain log: an object from its first to its last byte."""
-    return body[:1] == b"{" and body[-1:] == b"}"
+    return len(body) <= bytes_max and body[:1] == b"{" and body[-1:] == b"}"
 
 
 class Singles:

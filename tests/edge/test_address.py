@@ -27,7 +27,9 @@ TRUSTED = parse_networks(["10.0.0.0/8", "192.0.2.7", "fd00::/8"])
         ("", b"198.51.100.1", ""),
     ],
 )
-def test_the_rightmost_untrusted_hop_counts(peer: str, forwarded: bytes | None, source: str) -> None:
+def test_the_rightmost_untrusted_hop_counts(
+    peer: str, forwarded: bytes | None, source: str
+) -> None:
     """X-Forwarded-For is believed as far as trusted proxies wrote it, and no further."""
     assert source_address(peer, forwarded, TRUSTED) == source
 

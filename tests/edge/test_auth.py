@@ -70,7 +70,12 @@ def test_no_credential_is_none() -> None:
 @pytest.mark.parametrize(
     "value",
     [KEY, "", "Bearer", "Bearer ", "Basic", "Basic !!!", f"Basic {KEY}", "Digest abc", "ApiKey"]
-    + [f"Basic {base64('no colon')}", f"ApiKey {base64('id:')}", f"Basic {base64('user:')}", "\xff"],
+    + [
+        f"Basic {base64('no colon')}",
+        f"ApiKey {base64('id:')}",
+        f"Basic {base64('user:')}",
+        "\xff",
+    ],
 )
 def test_an_authorization_not_understood_gets_a_hint(value: str) -> None:
     """A caller that came close, as with a bare key, is told how to send it."""
@@ -186,5 +191,7 @@ def test_forwarded_addresses_count_from_trusted_proxies_only(service: Service) -
     for n in range(5):
         problem(try_from(service, "10.0.0.1", "wrong", **{"X-Forwarded-For": f"1.1.2.{n}"}), 401)
     for _ in range(3):
-        problem(try_from(service, "10.0.0.1", "wrong", **{"X-Forwarded-For": "9.9.9.9, 1.1.3.1"}), 401)
+        problem(
+            try_from(service, "10.0.0.1", "wrong", **{"X-Forwarded-For": "9.9.9.9, 1.1.3.1"}), 401
+        )
     problem(try_from(service, "10.0.0.1", "wrong", **{"X-Forwarded-For": "8.8.8.8, 1.1.3.1"}), 429)

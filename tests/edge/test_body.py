@@ -209,7 +209,15 @@ def part(body: bytes, *, more: bool = True) -> dict[str, Any]:
 def test_parts_are_joined() -> None:
     """A body is all its parts; a message without one is an empty part."""
     assert read(part(b"whole", more=False)) == b"whole"
-    assert read(part(b"a"), part(b""), {"type": "http.request", "more_body": True}, part(b"b", more=False)) == b"ab"
+    assert (
+        read(
+            part(b"a"),
+            part(b""),
+            {"type": "http.request", "more_body": True},
+            part(b"b", more=False),
+        )
+        == b"ab"
+    )
     assert read({"type": "http.request"}) == b""
 
 

@@ -119,7 +119,7 @@ def test_201_every_encoding(service: Service, key: str, encoding: str, size: int
         "x-gzip": gzip.compress,
         "deflate": zlib.compress,
         "zstd": zstandard.ZstdCompressor().compress,
-        "identity": bytes,
+        "identity": lambda data: data,
     }[encoding.lower()]
     response = service.post(compress(body), key, content_type=NDJSON, content_encoding=encoding)
     assert counts(response) == (size, 0, 0)
@@ -145,7 +145,7 @@ def test_201_every_field_comes_back(service: Service, key: str, client_id: str) 
         workflow="nightly",
         run_id="r-1",
         level="ERROR",
-        message="zero \x00, quote \", line\nend \u2028 \U0001f680",
+        message='zero \x00, quote ", line\nend \u2028 \U0001f680',
         duration_ms=12.5,
         error={"code": 10**30, "nested": [None, True]},
         dataset="orders",
@@ -245,7 +245,7 @@ def test_201_a_repeated_id_is_stored_once(service: Service, key: str) -> None:
 
 
 def test_201_duplicates_in_a_batch_are_counted(service: Service, key: str) -> None:
-    """accepted + rejected + duplicates = records sent, within a batch and across them."""
+    """The counts add up to the records sent, within a batch and across them."""
     batch = [record(id="a"), record(id="b"), record(id="a"), record(), record(status=1)]
     assert counts(service.post(batch, key)) == (3, 1, 1)
     assert counts(service.post(batch, key)) == (1, 1, 3)
@@ -291,7 +291,7 @@ def test_201_headers(service: Service, client_id: str) -> None:
 
 
 def test_201_without_a_key_where_none_is_required(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """With REQUIRE_API_KEY=false a caller without a key is client `default`; a bad key stays bad."""
+    """Where none is required, no key means client `default`; a bad key is still bad."""
     with running(tmp_path_factory.mktemp("open"), require_api_key=False) as service:
         assert service.post(record()).json()["client_id"] == "default"
         assert len(service.get(LOGS).json()["logs"]) == 1
@@ -323,7 +323,9 @@ def test_201_a_repeat_is_known_however_it_is_compressed(service: Service, key: s
     assert again.headers["idempotent-replayed"] == "true"
 
 
-def test_201_an_idempotency_key_is_a_clients_own(service: Service, key: str, client_id: str) -> None:
+def test_201_an_idempotency_key_is_a_clients_own(
+    service: Service, key: str, client_id: str
+) -> None:
     """Two keys of one client share it, another client's says nothing."""
     service.post(record(), key, idempotency_key="k")
     second = service.post(record(), service.key(client_id), idempotency_key="k")
@@ -676,7 +678,9 @@ def test_429_over_a_limit(
     assert 1 <= int(response.headers["retry-after"]) <= 60
     assert "ratelimit" in response.headers
     again = service.post(sent, key)
-    assert again.headers["ratelimit"].split(";t=")[0] == response.headers["ratelimit"].split(";t=")[0]
+    assert (
+        again.headers["ratelimit"].split(";t=")[0] == response.headers["ratelimit"].split(";t=")[0]
+    )
     size = len(sent) if isinstance(sent, list) else 1
     assert len(service.logs(reader)) == passed * size
     if violated == "bytes":  # that denials are counted is the same for all
@@ -734,12 +738,12 @@ async def eventually_held(service: Service, count: int) -> None:
     """Await that the service holds so many bytes of bodies."""
     endpoint: Any = service.app.ingest
     async with asyncio.timeout(DEADLINE_S):
-        while endpoint._inflight.bytes < count:  # noqa: SLF001  # what is awaited is inside
+        while endpoint._inflight.bytes < count:  # noqa: ASYNC110, SLF001  # no event tells of it
             await asyncio.sleep(0)
 
 
 def test_503_while_the_store_is_away(service: Service, client_id: str) -> None:
-    """Without its writer the service refuses with Retry-After, at no cost, and recovers by itself."""
+    """Without its writer the service refuses, at no cost, and recovers by itself."""
     key = service.key(client_id, limits={"requests_per_minute": 4})
     assert service.post(record(message="before"), key).status_code == 201
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.logs.batch import Batch, Row, UsageCounts, UsageKey, count_usage
+from app.logs.batch import Batch, Row, Series, UsageCounts, UsageKey, count_usage
 
 datasets = st.sampled_from(["default", "orders", "refunds"])
 
@@ -14,19 +14,17 @@ def row(series: int) -> Row:
 
 
 batches = st.builds(
-    lambda names, picks, size, rejected, denied, minute: (
-        Batch(
-            "acme",
-            "key1",
-            0,
-            minute,
-            rows=[row(pick % len(names)) for pick in picks] if names else [],
-            series=[(name, "e", str(i), None, None) for i, name in enumerate(names)],
-            requests=1,
-            bytes=size,
-            rejected=rejected,
-            denied=denied,
-        )
+    lambda names, picks, size, rejected, denied, minute: Batch(
+        "acme",
+        "key1",
+        0,
+        minute,
+        rows=[row(pick % len(names)) for pick in picks] if names else [],
+        series=[(name, "e", str(i), None, None) for i, name in enumerate(names)],
+        requests=1,
+        bytes=size,
+        rejected=rejected,
+        denied=denied,
     ),
     st.lists(datasets, max_size=5),
     st.lists(st.integers(0, 100), max_size=20),
@@ -66,7 +64,7 @@ def test_usage_is_kept_apart_by_minute_client_key_and_dataset() -> None:
     """Counts of different minutes, clients, keys or datasets never mix."""
     totals: dict[UsageKey, UsageCounts] = {}
     for client, key, minute in [("a", "k", 1), ("a", "k", 2), ("a", "l", 1), ("b", "k", 1)]:
-        series = [("x", "e", "s", None, None), ("y", "e", "s", None, None)]
+        series: list[Series] = [(name, "e", "s", None, None) for name in ("x", "y")]
         batch = Batch(client, key, 0, minute, [row(0), row(1)], series, requests=1, bytes=11)
         count_usage(totals, batch, batch.rows)
     assert len(totals) == 8

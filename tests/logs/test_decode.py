@@ -29,7 +29,9 @@ json_values = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 texts = st.none() | st.text(max_size=8)
@@ -59,8 +61,11 @@ any_records = st.builds(
     st.dictionaries(st.sampled_from(["a", "_a", "host", "é", "\n"]), json_values, max_size=3),
 )
 chunks = st.sampled_from(
-    [GOOD, DEEP, LONE, NOT_UTF8, WRONG, b"5", b"null", b"{", b"]", b"[", b'"', b",", b"\\ud800"]
-    + [b"\n", b" ", b"\r\n", b'{"logs":', b'{"logs":[]}', b"\xef\xbb\xbf", b"\x00", b"}"]
+    [
+        *(GOOD, DEEP, LONE, NOT_UTF8, WRONG, b"5", b"null", b"{", b"]", b"[", b'"', b",", b"}"),
+        *(b"\n", b" ", b"\r\n", b'{"logs":', b'{"logs":[]}', b"\xef\xbb\xbf", b"\x00"),
+        b"\\ud800",
+    ]
 )
 bodies = st.binary(max_size=200) | st.lists(chunks, max_size=8).map(b"".join)
 
@@ -143,8 +148,7 @@ def test_any_bytes_are_decoded_or_refused(body: bytes, is_ndjson: bool) -> None:
     for limits in (LIMITS, SMALL):
         try:
             decoded = decode(body, is_ndjson=is_ndjson, limits=limits)
-        except LoggerError as error:
-            assert isinstance(error, MalformedBody | TooLarge)
+        except (MalformedBody, TooLarge):
             continue
         built = rows_of(decoded)
         assert len(built.rows) + len(built.rejections) == len(decoded) <= limits.batch_records
@@ -189,9 +193,12 @@ def test_faults_are_named(bad: bytes, field: str | None, detail: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b" \n", b"{", b"[", b"nope", GOOD + b"x", b"[" + GOOD + b"] x", b"[" + GOOD + b",]"]
-    + [b"[" * 100_000, b'{"logs":' + b"[" * 100_000, DEEP, b"[" + DEEP, b"[" + DEEP + b"]]"]
-    + [b"\xff\xfe{\x00}\x00", b'{"logs":[' + DEEP + b"],", b"{'a':1}", b"\x00"],
+    [
+        *(b"", b" \n", b"{", b"[", b"nope", b"\x00", b"{'a':1}", b"\xff\xfe{\x00}\x00"),
+        *(GOOD + b"x", b"[" + GOOD + b"] x", b"[" + GOOD + b",]"),
+        *(b"[" * 100_000, b'{"logs":' + b"[" * 100_000),
+        *(DEEP, b"[" + DEEP, b"[" + DEEP + b"]]", b'{"logs":[' + DEEP + b"],"),
+    ],
 )
 def test_what_is_not_json_is_malformed(body: bytes) -> None:
     """A body that is not JSON at all is refused as a whole, in the words of the contract."""
@@ -210,7 +217,7 @@ def test_lines_none_of_which_is_json_are_malformed(body: bytes) -> None:
 
 
 def test_a_line_is_one_record() -> None:
-    """Two records on a line, or one on two lines, are malformed lines whoever stands beside them."""
+    """Two records on a line, or one on two lines, are malformed, whoever stands beside them."""
     split = GOOD.replace(b", ", b",\n", 1)
     for body in (GOOD + GOOD + b"\n" + GOOD, split + b"\n" + GOOD + b"\n"):
         decoded = decode_ndjson(body, LIMITS)
@@ -293,7 +300,10 @@ def test_too_many_records_are_refused(body: bytes) -> None:
         decode_ndjson(b"\n".join([body] * 6), SMALL)
     assert len(decode_ndjson(b"\n\n".join([GOOD] * 5), SMALL)) == 5
     if body != b"{\n":
-        for array in (b"[" + b",".join([body] * 6) + b"]", b'{"logs":[' + b",".join([body] * 6) + b"]}"):
+        for array in (
+            b"[" + b",".join([body] * 6) + b"]",
+            b'{"logs":[' + b",".join([body] * 6) + b"]}",
+        ):
             with pytest.raises(TooLarge, match=text):
                 decode_json(array, SMALL)
 

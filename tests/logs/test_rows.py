@@ -31,7 +31,9 @@ def test_series_are_shared() -> None:
     """What many records have in common is said once, and each row points to its own."""
     records: list[Decoded] = [
         log(time, status=status, dataset=dataset)
-        for time, (status, dataset) in enumerate([("a", None), ("b", "x"), ("a", "default"), ("b", "x")])
+        for time, (status, dataset) in enumerate(
+            [("a", None), ("b", "x"), ("a", "default"), ("b", "x")]
+        )
     ]
     built = build_rows(records, None, 0)
     assert built.series == [
@@ -70,7 +72,9 @@ def test_rejections_keep_their_place_among_the_records() -> None:
         ({"executed_at": 1e30}, "executed_at", "is outside the years 0001 to 9999"),
     ],
 )
-def test_each_rule_names_its_field(fields: dict[str, object], field: str | None, detail: str) -> None:
+def test_each_rule_names_its_field(
+    fields: dict[str, object], field: str | None, detail: str
+) -> None:
     """A record that breaks a rule is refused with the field and the rule."""
     built = build_rows([log(**fields), log()], {"default"}, 0)  # type: ignore[arg-type]
     ((index, rejection),) = built.rejections

@@ -21,7 +21,7 @@ def reference(text: str) -> int | None:
     match = RFC3339.fullmatch(text)
     if match is None:
         return None
-    *date, hour, minute, second = (int(part) for part in match.groups()[:6])
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
     offset = timedelta()
     if match[8] not in "Zz":
         hours, minutes = int(match[8][1:3]), int(match[8][4:])
@@ -29,7 +29,7 @@ def reference(text: str) -> int | None:
             return None
         offset = timedelta(hours=hours, minutes=minutes) * (-1 if match[8][0] == "-" else 1)
     try:
-        moment = datetime(*date, hour, minute, min(second, 59), tzinfo=timezone(offset))  # type: ignore[arg-type,misc]
+        moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=timezone(offset))
     except ValueError:
         return None
     if second > 60:
@@ -43,8 +43,7 @@ def parsed_ns(value: str | float) -> int | None:
     """Give the nanoseconds that the service reads, None if it refuses."""
     try:
         us, ns = parse_instant(value)
-    except BadTime as error:
-        assert str(error)
+    except BadTime:
         return None
     assert 0 <= ns <= 999
     return us * 1000 + ns
@@ -124,7 +123,9 @@ def test_numbers_are_read_by_magnitude(value: float, ns: int) -> None:
     assert parsed_ns(value) == ns
 
 
-@pytest.mark.parametrize("value", [10**20, 10**40, -(10**20), 1e300, -62_135_596_801, 99_999_999_999_999_999])
+@pytest.mark.parametrize(
+    "value", [10**20, 10**40, -(10**20), 1e300, -62_135_596_801, 99_999_999_999_999_999]
+)
 def test_numbers_beyond_the_calendar_are_refused(value: float) -> None:
     """A number that names no moment of the years 1 to 9999, or too large for any unit, is bad."""
     ns = parsed_ns(value)

@@ -1,0 +1,295 @@
+"""The real server behind real sockets: what HTTP clients do to it, good and bad."""
+
+import http.client
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import pytest
+
+from loadtests.server import Server, make_key, start_product
+from tests.support import DEADLINE_S, LOGS, Json, eventually, gzipped, record
+
+BODY = json.dumps(record()).encode()
+
+
+class Answer(NamedTuple):
+    """A response as it came off the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Read the body."""
+        return json.loads(self.body)
+
+
+class Wire:
+    """One connection, spoken to in bytes."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+        self.reader = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
+
+    def answer(self) -> Answer:
+        """Read one response, interim ones left out."""
+        status = 100
+        while status < 200:
+            line = self.reader.readline()
+            assert line, "the connection was closed without an answer"
+            status = int(line.split()[1])
+            headers = http.client.parse_headers(self.reader)
+        size = int(headers["content-length"])
+        named = {name.lower(): value for name, value in headers.items()}
+        return Answer(status, named, self.reader.read(size))
+
+    def is_closed(self) -> bool:
+        """Say whether the server has closed its side."""
+        return self.reader.read(1) == b""
+
+    def close(self) -> None:
+        """Close at once."""
+        self.reader.close()
+        self.socket.close()
+
+
+class Site(NamedTuple):
+    """A running server and a key of it."""
+
+    server: Server
+    key: str
+
+    def wire(self) -> "closing[Wire]":
+        """Connect."""
+        return closing(Wire(self.server.port))
+
+    def head(self, *headers: bytes, method: bytes = b"POST", path: bytes = LOGS.encode()) -> bytes:
+        """Write the head of a request with the key."""
+        lines = [
+            b"%b %b HTTP/1.1" % (method, path),
+            b"Host: x",
+            b"X-API-Key: %b" % self.key.encode(),
+        ]
+        return b"\r\n".join([*lines, *headers]) + b"\r\n\r\n"
+
+    def post(self, body: bytes, *headers: bytes) -> bytes:
+        """Write a whole request."""
+        return self.head(b"Content-Length: %d" % len(body), *headers) + body
+
+    def ask(self, request: bytes) -> Answer:
+        """Send one request on a connection of its own."""
+        with self.wire() as wire:
+            wire.send(request)
+            return wire.answer()
+
+    def logs(self, **params: str) -> list[Json]:
+        """Read the client's logs."""
+        query = "&".join(f"{name}={value}" for name, value in params.items())
+        answer = self.ask(self.head(method=b"GET", path=f"{LOGS}?{query}".encode()))
+        assert answer.status == 200
+        found: list[Json] = answer.json()["logs"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Start the product in processes of its own."""
+    data_dir = tmp_path_factory.mktemp("site")
+    with start_product(data_dir, {"MAX_BODY_BYTES": "100000"}) as server:
+        yield Site(server, make_key(data_dir, "acme"))
+
+
+def marked(mark: str) -> bytes:
+    """Write a record that can be found again."""
+    return json.dumps(record(run_id=mark)).encode()
+
+
+def test_one_answer_in_one_piece(site: Site) -> None:
+    """The answer has a date, its length, its id, and nothing that names the server."""
+    answer = site.ask(site.post(BODY))
+    assert answer.status == 201
+    assert len(answer.body) == int(answer.headers["content-length"])
+    assert {"date", "x-request-id", "ratelimit", "content-type"} <= set(answer.headers)
+    assert "server" not in answer.headers
+
+
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    """Requests sent without waiting get their answers in the order in which they were sent."""
+    marks = [f"pipe-{n}" for n in range(20)]
+    requests = [site.post(marked(mark)) for mark in marks]
+    requests[7] = site.post(b"{")
+    requests[11] = site.head(b"Content-Length: 2", path=b"/nope") + b"{}"
+    with site.wire() as wire:
+        wire.send(b"".join(requests))
+        answers = [wire.answer() for _ in requests]
+    wanted = [201] * 20
+    wanted[7], wanted[11] = 400, 404
+    assert [answer.status for answer in answers] == wanted
+    order = [answer.json()["id"] for answer in answers if answer.status == 201]
+    stored = {log["run_id"]: log["id"] for log in site.logs(limit="1000")}
+    assert order == [stored[mark] for n, mark in enumerate(marks) if n not in {7, 11}]
+
+
+def test_a_connection_serves_both_planes(site: Site) -> None:
+    """One connection takes writes, reads, refusals and writes again."""
+    requests = [
+        (site.post(BODY), 201),
+        (site.head(method=b"GET"), 200),
+        (site.post(BODY, b"Content-Encoding: br"), 415),
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (site.post(gzipped(BODY), b"Content-Encoding: gzip"), 201),
+        (b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % LOGS.encode(), 401),
+        (site.post(BODY), 201),
+    ]
+    with site.wire() as wire:
+        for request, status in requests:
+            wire.send(request)
+            assert wire.answer().status == status
+
+
+def test_a_body_may_come_in_pieces(site: Site) -> None:
+    """A body that arrives byte by byte, with a length or chunked, is stored as one."""
+    body = marked("pieces")
+    with site.wire() as wire:
+        wire.send(site.head(b"Content-Length: %d" % len(body)))
+        for at in range(len(body)):
+            wire.send(body[at : at + 1])
+        assert wire.answer().status == 201
+        wire.send(site.head(b"Transfer-Encoding: chunked"))
+        for at in range(0, len(body), 7):
+            part = body[at : at + 7]
+            wire.send(b"%x\r\n%b\r\n" % (len(part), part))
+        wire.send(b"0\r\n\r\n")
+        assert wire.answer().status == 201
+    assert len(site.logs(run_id="pieces")) == 2
+
+
+def test_expect_100_continue(site: Site) -> None:
+    """A client that asks first is told to go on, or refused before it has sent its body."""
+    expect = b"Expect: 100-continue"
+    with site.wire() as wire:
+        wire.send(site.head(expect, b"Content-Length: %d" % len(BODY)))
+        assert wire.reader.readline().split()[1] == b"100"
+        assert wire.reader.readline() == b"\r\n"
+        wire.send(BODY)
+        assert wire.answer().status == 201
+    for headers, status in (([b"Content-Length: 100001"], 413), ([b"Content-Encoding: br"], 415)):
+        with site.wire() as wire:
+            wire.send(site.head(expect, *headers))
+            line = wire.reader.readline()
+            assert int(line.split()[1]) == status
+
+
+def test_connection_close_is_honoured(site: Site) -> None:
+    """After the answer to `Connection: close` the connection ends; HTTP/1.0 ends by itself."""
+    for request in (
+        site.post(BODY, b"Connection: close"),
+        site.post(BODY).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ):
+        with site.wire() as wire:
+            wire.send(request)
+            assert wire.answer().status == 201
+            assert wire.is_closed()
+
+
+def test_an_early_close_stores_nothing(site: Site) -> None:
+    """A connection that breaks in the middle of a body leaves no log, and its key free."""
+    body = marked("early")
+    name = b"Idempotency-Key: early"
+    with site.wire() as wire:
+        wire.send(site.head(b"Content-Length: %d" % len(body), name) + body[:30])
+    answer = eventually(lambda: site.ask(site.post(body, name)), lambda a: a.status != 409)
+    assert answer.status == 201
+    assert "idempotent-replayed" not in answer.headers
+    assert len(site.logs(run_id="early")) == 1
+
+
+def test_a_second_request_while_the_first_is_slow(site: Site) -> None:
+    """While a slow body is on its way its Idempotency-Key is taken; then it has its outcome."""
+    body, name = marked("slow"), b"Idempotency-Key: slow"
+    with site.wire() as wire:
+        wire.send(site.head(b"Content-Length: %d" % len(body), name) + body[:10])
+        # The first is known to hold the key only once another is refused it. A probe that comes
+        # too early has another body, cut in two, and leaves nothing.
+        eventually(lambda: site.ask(site.post(b"{", name)).status, lambda status: status == 409)
+        wire.send(body[10:])
+        first = wire.answer()
+    assert first.status == 201
+    again = site.ask(site.post(body, name))
+    assert again.json() == first.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(site.logs(run_id="slow")) == 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"X-API-Key: \xc3\xa9\xff", b"Authorization: Bearer \xe9", b"Authorization: \xff\xfe"],
+)
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+def test_bytes_beyond_ascii_are_401(site: Site, header: bytes, method: bytes) -> None:
+    """A key with bytes beyond ASCII is an unknown key on either plane, never a fault."""
+    head = b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\nContent-Length: 2\r\n\r\n{}"
+    answer = site.ask(head % (method, LOGS.encode(), header))
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == 'ApiKey realm="central-logger"'
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Type: \xff", b"Content-Encoding: \xff", b"Idempotency-Key: \xff", b"X-Other: \xff"],
+)
+def test_other_headers_beyond_ascii(site: Site, header: bytes) -> None:
+    """Strange bytes in any other header are refused by name or ignored, never a fault."""
+    assert site.ask(site.post(BODY, header)).status in {201, 415, 422}
+
+
+def test_a_body_too_large_is_refused_unread(site: Site) -> None:
+    """A declared size over the limit is answered before the body is sent."""
+    with site.wire() as wire:
+        wire.send(site.head(b"Content-Length: 10000000000"))
+        answer = wire.answer()
+    assert answer.status == 413
+    assert answer.json()["detail"] == "Body too large: more than 100000 bytes"
+
+
+def test_a_chunked_body_too_large_is_refused(site: Site) -> None:
+    """A body without a declared size is refused when it gets too large."""
+    with site.wire() as wire:
+        wire.send(site.head(b"Transfer-Encoding: chunked"))
+        for _ in range(3):
+            wire.send(b"%x\r\n%b\r\n" % (40_000, b" " * 40_000))
+        assert wire.answer().status == 413
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x00\xa5",
+        b"GET\r\n\r\n",
+        b"POST / HTTP/9\r\n\r\n",
+        b"\r\n" * 5 + b"nonsense\r\n\r\n",
+    ],
+)
+def test_garbage_is_no_fault(site: Site, garbage: bytes) -> None:
+    """What is no HTTP at all ends its connection and harms nobody."""
+    with site.wire() as wire:
+        wire.send(garbage)
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert re.match(rb"(HTTP/1.1 400 .*)?$", wire.reader.read(), re.DOTALL)
+    assert site.ask(site.post(BODY)).status == 201
+
+
+def test_nothing_logged_holds_a_key(site: Site) -> None:
+    """After all this, what the server wrote holds no key of a caller, and no traceback."""
+    tail = site.server.log_tail(1000)
+    assert site.key not in tail
+    assert "Traceback" not in tail
