@@ -81,7 +81,7 @@ class Singles:
         groups: dict[tuple[str, str, str | None], tuple[list[_Waiting], list[LogRecord]]] = {}
         for one, record in zip(waiting, decode_singles([one.body for one in waiting]), strict=True):
             if record is None or record.id is not None:
-                one.stored.set_result(None)
+                _hand_back(one)
                 continue
             # Usage is counted by key and dataset: each batch is of one.
             name = (one.client_id, one.principal.key_id, record.dataset)
@@ -101,7 +101,7 @@ class Singles:
             principal = members[0].principal
             built = build_rows([*records], principal.allowed_datasets, arrival)
             for index, _ in built.rejections:
-                members[index].stored.set_result(None)
+                _hand_back(members[index])
             if built.rows:
                 batch = _batch(members, built, day, arrival)
                 receipt = await self._store.append(batch)
@@ -136,6 +136,11 @@ def _tell(members: list[_Waiting], built: Rows, day: int, arrival: int) -> None:
             stored.set_result(
                 StoredLog(format_id(us, day, seq), format_instant(received_us(day, seq)))
             )
+
+
+def _hand_back(one: _Waiting) -> None:
+    if not one.stored.done():  # its request may have been given up, which is no matter of others
+        one.stored.set_result(None)
 
 
 def _fail(members: list[_Waiting], error: Exception) -> None:

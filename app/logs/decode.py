@@ -145,11 +145,8 @@ def decode_json(body: bytes, limits: DecodeLimits) -> tuple[list[Decoded], bool]
         envelope = _parse(_decode_envelope, body)
     except msgspec.ValidationError:
         return [Rejection(None, "must be an object")], True
-    except RecursionError as error:
-        logs = _LOGS.match(body)
-        if logs is None:
-            raise MalformedBody(malformed(error)) from None
-        return _decode_deep(body[logs.end() :], _CLOSED, limits), False
+    except RecursionError:
+        return _decode_deep_logs(body, limits), False
     except _FAULTS as error:
         raise MalformedBody(malformed(error)) from None
     if envelope.holds_logs():
@@ -192,6 +189,14 @@ def _parse(decode: Callable[[bytes], T], text: bytes) -> T:
         if marked == text:
             raise
         return decode(marked)
+
+
+def _decode_deep_logs(body: bytes, limits: DecodeLimits) -> list[Decoded]:
+    """Decode `{"logs": [...]}`, some record of which is nested too deeply."""
+    logs = _LOGS.match(body)
+    if logs is None:
+        raise MalformedBody(malformed(RecursionError()))
+    return _decode_deep(body[logs.end() :], _CLOSED, limits)
 
 
 def _decode_deep(text: bytes, end: re.Pattern[bytes], limits: DecodeLimits) -> list[Decoded]:

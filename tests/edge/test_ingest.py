@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -34,6 +34,13 @@ from tests.support import (
 NO_USAGE = {"requests": 0, "logs": 0, "bytes": 0, "rejected": 0, "denied": 0}
 BODY_BYTES_MAX = 200_000
 NUMBERS = itertools.count()
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "identity": bytes,
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,7 @@ def counts(response: httpx.Response, status: int = 201) -> tuple[int, int, int]:
 
 
 def test_201_one_record(service: Service, key: str, client_id: str) -> None:
-    """One object is answered with its id, client and time of arrival, and can be read by that id."""
+    """One object is answered with its id, client and arrival, and can be read by that id."""
     response = service.post(record(message="hello"), key)
     assert response.status_code == 201
     assert response.headers["content-type"] == "application/json"
@@ -114,13 +121,7 @@ def test_201_every_form_of_a_batch(
 def test_201_every_encoding(service: Service, key: str, encoding: str, size: int) -> None:
     """Compressed bodies are stored like plain ones, and counted by their expanded bytes."""
     body = ndjson(record(message=f"m{n}") for n in range(size))
-    compress = {
-        "gzip": gzip.compress,
-        "x-gzip": gzip.compress,
-        "deflate": zlib.compress,
-        "zstd": zstandard.ZstdCompressor().compress,
-        "identity": lambda data: data,
-    }[encoding.lower()]
+    compress = COMPRESS[encoding.lower()]
     response = service.post(compress(body), key, content_type=NDJSON, content_encoding=encoding)
     assert counts(response) == (size, 0, 0)
     assert totals(service, key) == NO_USAGE | {"requests": 1, "logs": size, "bytes": len(body)}

@@ -12,6 +12,8 @@ from app.edge.limits import Account, Limiter, Window
 from app.errors import RateLimited, TooLarge
 from app.keys.principal import UNLIMITED, Limits, Principal
 
+Costs = tuple[int, int, int]  # requests, logs, bytes
+
 
 class Clock:
     """Stands still until told."""
@@ -286,19 +288,23 @@ def test_no_minute_holds_more_than_its_limits(
     client = Limits(6, 15, 150)
     keys = [principal("a", key=Limits(4, 10, 100), client=client)]
     keys.append(principal("b", key=Limits(5, 12, 120), client=client))
-    history: list[tuple[float, int, int, int, int]] = []  # when, key, requests, logs, bytes
+    history: list[tuple[float, int, Costs]] = []  # when, which key, what
 
-    def held(kind: int, which: int | None) -> int:
-        recent = [one for one in history if one[0] > clock.now_s - 60]
-        return sum(one[kind + 2] for one in recent if which is None or one[1] == which)
-
-    def fits(which: int, costs: tuple[int, int, int]) -> bool:
-        bounds = ((keys[which].key_limits, which), (client, None))
-        return all(
-            held(kind, of) + cost <= limit
-            for bound, of in bounds
-            for kind, (cost, limit) in enumerate(zip(costs, astuple(bound), strict=True))
+    def held(kind: int, of: int | None) -> int:
+        return sum(
+            costs[kind]
+            for when, which, costs in history
+            if when > clock.now_s - 60 and of in {None, which}
         )
+
+    def fits(which: int, costs: Costs) -> bool:
+        bounds = ((keys[which].key_limits, which), (client, None))
+        spaces = (
+            limit - held(kind, of) - costs[kind]
+            for bound, of in bounds
+            for kind, limit in enumerate(astuple(bound))
+        )
+        return all(space >= 0 for space in spaces)
 
     for seconds, which, logs, size, is_refunded in taken:
         clock.now_s += seconds
@@ -316,7 +322,7 @@ def test_no_minute_holds_more_than_its_limits(
         if is_refunded:
             limiter.refund(account, requests=1, logs=logs, body_bytes=size)
         else:
-            history.append((clock.now_s, which, 1, logs, size))
+            history.append((clock.now_s, which, (1, logs, size)))
         assert used(account)["logs"] == [held(1, which), held(1, None)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import LoggerError, MalformedBody, TooLarge
-from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson
+from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson, decode_singles
 from app.logs.record import LogRecord, Rejection, validate
 from app.logs.rows import Rows, build_rows
 from tests.support import ndjson, record
@@ -341,3 +341,30 @@ def test_millions_of_lines_do_not_take_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 20_000_000
+
+
+inner_chunks = st.sampled_from(
+    [GOOD, DEEP, LONE, NOT_UTF8, WRONG, GOOD[:-1], GOOD[1:], GOOD[:-1] + b',"metadata":{', b"\n"]
+)
+singles = st.one_of(
+    inner_chunks,
+    st.lists(inner_chunks, max_size=3).map(b"".join),
+    known_records.map(lambda sent: json.dumps(sent).encode()),
+).map(lambda body: b"{%b}" % body if body[:1] + body[-1:] != b"{}" else body)
+
+
+@given(st.lists(singles, min_size=1, max_size=5))
+def test_records_decoded_together_are_those_decoded_alone(sent: list[bytes]) -> None:
+    """Of bodies decoded in one step each gets its own record, or None as it would alone."""
+
+    def alone(body: bytes) -> LogRecord | None:
+        try:
+            return msgspec.json.decode(body, type=LogRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    for got, body in zip(decode_singles(sent), sent, strict=True):
+        wanted = alone(body)
+        assert (got is None) is (wanted is None)
+        if got is not None and wanted is not None:
+            assert rows_of([got]) == rows_of([wanted])

@@ -1,6 +1,7 @@
 """The writer process of a store under test, and the store itself."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,14 @@ def writer_of(directory: Path) -> psutil.Process:
     """Give the one writer process of a directory."""
     [writer] = writers_of(directory)
     return writer
+
+
+def wait_for_one_writer(directory: Path) -> None:
+    """Wait until those writers that lost a race for the directory have left."""
+    deadline = time.monotonic() + RECOVERY_S_MAX
+    while len(writers_of(directory)) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def names_in(directory: Path) -> list[str]:

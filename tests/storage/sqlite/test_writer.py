@@ -21,7 +21,7 @@ from app.storage.sqlite.store import SqliteLogStore
 from app.storage.sqlite.writer import ALREADY_RUNNING
 from loadtests.server import ROOT
 from tests.storage.batches import append, assert_same_logs, make_batch, read_all, record
-from tests.storage.sqlite.conftest import names_in, recovered, writer_of, writers_of
+from tests.storage.sqlite.conftest import names_in, recovered, wait_for_one_writer, writer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -106,9 +106,7 @@ async def test_two_workers_share_one_writer(open_stores: MakeStore, directory: P
     await asyncio.gather(*(store.open() for store in stores))
     for store in stores:
         await store.ping()
-    async with asyncio.timeout(20):
-        while len(writers_of(directory)) > 1:  # those that lost the race are still leaving
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(wait_for_one_writer, directory)
     for store in stores:
         await store.ping()
     assert len({store.clock.slot for store in stores}) == 4
