@@ -76,6 +76,11 @@ class UnsupportedMedia(LoggerError):
     """`supported` lists what would have been understood."""
 
 
+def fault(field: str | None, detail: str, index: int = 0) -> dict[str, Any]:
+    """Return one of the errors of Invalid."""
+    return {"index": index, "field": field, "detail": detail}
+
+
 class Invalid(LoggerError):
     """`errors` is a list of {index, field, detail}."""
 
@@ -87,7 +92,7 @@ class Invalid(LoggerError):
     @classmethod
     def parameter(cls, field: str, detail: str) -> "Invalid":
         """Refuse one parameter of a request."""
-        return cls([{"index": 0, "field": field, "detail": detail}])
+        return cls([fault(field, detail)])
 
 
 class RateLimited(LoggerError):

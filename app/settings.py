@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-SECRET_LENGTH_MIN = 16
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 EXAMPLES = {
@@ -96,13 +95,6 @@ class Settings(BaseSettings):
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for part in value:
             ip_network(part, strict=False)
-        return value
-
-    @field_validator("secret_key")
-    @classmethod
-    def _strong_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(len(secret) < SECRET_LENGTH_MIN for secret in value):
-            raise ValueError(f"a secret is shorter than {SECRET_LENGTH_MIN} characters")
         return value
 
     @field_validator("api_keys", mode="before")

@@ -5,15 +5,17 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import health, logs, usage
+from app.api.docs import RETRY_AFTER_S, add_docs
 from app.api.openapi import describe
 from app.api.services import Services
 from app.edge import ingest
 from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
-from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnavailable
+from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnavailable, fault
 
 log = structlog.get_logger(__name__)
 
@@ -24,14 +26,16 @@ def create_control_app(*, metrics_public: bool) -> FastAPI:
         title="central-logger",
         version=__version__,
         redirect_slashes=False,
-        swagger_ui_oauth2_redirect_url=None,  # keys are sent in a header; nothing else is public
+        openapi_url=None,  # the pages for people are in app/api/docs.py, and limited
     )
     app.state.metrics_public = metrics_public
     for router in (logs.router, usage.router, health.router):
         app.include_router(router)
+    add_docs(app)
     app.add_exception_handler(LoggerError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RateLimitExceeded, _on_limit)
     app.add_exception_handler(Exception, _on_fault)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
@@ -51,10 +55,15 @@ def _on_error(request: Request, error: Exception) -> Response:
 def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     errors = [
-        {"index": 0, "field": str(one["loc"][-1]) if one["loc"] else None, "detail": one["msg"]}
-        for one in error.errors()
+        fault(str(one["loc"][-1]) if one["loc"] else None, one["msg"]) for one in error.errors()
     ]
     return _on_error(request, Invalid(errors))
+
+
+def _on_limit(request: Request, error: Exception) -> Response:
+    """Answer for slowapi, whose limits stand on routes that people open."""
+    assert isinstance(error, RateLimitExceeded)  # noqa: S101
+    return _on_error(request, RateLimited(["requests"], RETRY_AFTER_S))
 
 
 def _on_http(request: Request, error: Exception) -> Response:

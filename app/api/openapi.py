@@ -258,7 +258,7 @@ def _ingest_operation() -> JsonSchema:
             },
             **{
                 str(status): _fault(status)
-                for status in (400, 401, 403, 409, 413, 415, 422, 429, 503)
+                for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
             },
         },
     }

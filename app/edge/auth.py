@@ -13,7 +13,8 @@ from app.keys.keyring import Keyring
 from app.keys.principal import Principal
 
 HINT = "send the key as 'X-API-Key: <key>' or 'Authorization: Bearer <key>'"
-# Addresses whose failures are remembered. A flood from more of them than this forgets the quietest.
+# Addresses whose failures are remembered. A flood from more of them than this makes us forget the
+# ones that have been quiet longest.
 ADDRESSES_MAX = 50_000
 
 

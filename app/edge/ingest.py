@@ -5,7 +5,6 @@ Pure ASGI, in front of FastAPI: half of a request's time would go into its middl
 """
 
 import time
-from contextlib import AsyncExitStack
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -27,20 +26,23 @@ from app.edge.body import (
 from app.edge.limits import Account, Limiter
 from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
-from app.edge.protocol import respond
 from app.edge.request_id import new_request_id
-from app.edge.singles import SINGLE_BYTES_MAX, Singles, StoredLog, is_candidate
+from app.edge.response import respond
+from app.edge.singles import SINGLE_BYTES_MAX, Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
     Conflict,
     Forbidden,
     Invalid,
     LoggerError,
+    NotFound,
     RateLimited,
     StorageUnavailable,
     Unavailable,
     UnsupportedMedia,
+    fault,
 )
+from app.keys.principal import Principal
 from app.logs.batch import Batch, Idempotency, Receipt
 from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson
 from app.logs.identity import format_id, received_us
@@ -93,8 +95,11 @@ class IngestEndpoint:
         account: Account | None = None
         try:
             headers = dict(scope["headers"])
-            is_plain = len(headers) == len(scope["headers"])
-            principal = self._authenticator.known(headers) if is_plain else None
+            principal = None
+            if len(headers) == len(scope["headers"]):
+                principal = self._authenticator.known(headers)
+            else:
+                headers = _combined(scope["headers"])
             if principal is None:
                 principal = await self._authenticator.authenticate(scope)
             account = self._limiter.account(principal)
@@ -109,12 +114,11 @@ class IngestEndpoint:
             # A bug must not cost logs: a shipper retries on 503 and drops its batch on 500.
             log.exception("unexpected fault", request_id=request_id)
             status, reply_headers, body = problem(StorageUnavailable(), request_id)
-        reply_headers.append((b"x-request-id", request_id.encode()))
-        reply_headers.append((b"content-length", b"%d" % len(body)))
+        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (request_id.encode(), len(body))
         if account is not None:
-            reply_headers += account.headers()
+            lines += account.header_lines()
         metrics.count_request("ingest", status)
-        await respond(send, status, reply_headers, body)
+        await respond(send, status, reply_headers, lines, body)
 
     def _admit(
         self, account: Account, headers: dict[bytes, bytes], query_string: bytes
@@ -129,7 +133,7 @@ class IngestEndpoint:
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
         upload = _Upload(
             account,
-            account.principal.client_id or _client_named(query_string),
+            _client(account.principal, query_string),
             content_type != JSON_TYPES[0] and _is_ndjson(content_type),
             encoding,
             _idempotency_key(headers[b"idempotency-key"])
@@ -144,12 +148,12 @@ class IngestEndpoint:
         """Read, decode and commit; what the request holds and did not use is given back."""
         try:
             if upload.idempotency_key is not None:
-                return await self._store_once(upload, receive, request_id)
+                return await self._store_once(upload, upload.idempotency_key, receive, request_id)
             body = await self._read(upload, receive)
             if not upload.is_ndjson and is_candidate(body, self._single_bytes_max):
-                stored = await self._store_single(upload, body)
-                if stored is not None:
-                    return 201, [JSON], stored.reply(upload.client_id)
+                reply = await self._store_single(upload, body)
+                if reply is not None:
+                    return 201, [JSON], reply
             outcome, receipt = await self._commit(upload, body)
             return outcome.reply(receipt, request_id)
         except Unavailable:
@@ -164,39 +168,37 @@ class IngestEndpoint:
             return body
         return await expand(body, upload.encoding, upload.share, self._body_bytes_max)
 
-    async def _store_single(self, upload: "_Upload", body: bytes) -> StoredLog | None:
+    async def _store_single(self, upload: "_Upload", body: bytes) -> bytes | None:
         """Store one plain log together with others; None if it has to be stored by itself."""
         account = upload.account
         self._limiter.charge(account, 1, len(body))
-        stored = None
+        reply = None
         try:
-            stored = await self._singles.join(account.principal, upload.client_id, body)
+            reply = await self._singles.join(account.principal, upload.client_id, body)
         finally:
-            if stored is None:
+            if reply is None:
                 self._limiter.refund(account, logs=1, body_bytes=len(body))
-        return stored
+        return reply
 
-    async def _store_once(self, upload: "_Upload", receive: Any, request_id: str) -> Reply:
+    async def _store_once(
+        self, upload: "_Upload", key: str, receive: Any, request_id: str
+    ) -> Reply:
         """Store under an Idempotency-Key, held from before the read, or repeat its outcome."""
-        key = upload.idempotency_key or ""
-        async with AsyncExitStack() as stack:
-            try:
-                stored = await stack.enter_async_context(self._store.claim(upload.client_id, key))
-            except ClaimHeld:
-                raise Conflict("A request with this Idempotency-Key is in flight") from None
-            body = await self._read(upload, receive)
-            digest = blake2b(body, digest_size=16).digest()
-            if stored is None:
-                outcome, receipt = await self._commit(upload, body, digest)
-                return outcome.reply(receipt, request_id)
-            if stored.digest != digest:
-                raise Invalid(
-                    [_fault("Idempotency-Key", "was used with another body")],
-                    "Idempotency-Key was used with another body",
-                )
-            outcome = _decode_outcome(stored.outcome)
-            status, headers, reply = outcome.reply(stored.receipt, request_id)
-            return status, [*headers, (b"idempotent-replayed", b"true")], reply
+        try:
+            async with self._store.claim(upload.client_id, key) as stored:
+                body = await self._read(upload, receive)
+                digest = blake2b(body, digest_size=16).digest()
+                if stored is None:
+                    outcome, receipt = await self._commit(upload, body, digest)
+                    return outcome.reply(receipt, request_id)
+        except ClaimHeld:
+            raise Conflict("A request with this Idempotency-Key is in flight") from None
+        if stored.digest != digest:
+            detail = "Idempotency-Key was used with another body"
+            raise Invalid([fault("Idempotency-Key", "was used with another body")], detail)
+        outcome = _decode_outcome(stored.outcome)
+        status, headers, reply = outcome.reply(stored.receipt, request_id)
+        return status, [*headers, (b"idempotent-replayed", b"true")], reply
 
     async def _commit(
         self, upload: "_Upload", body: bytes, digest: bytes = b""
@@ -212,7 +214,8 @@ class IngestEndpoint:
             client_id=upload.client_id,
             received_at=format_instant(received),
             records=len(records),
-            log_id=_single_id(built, day) if is_single else None,
+            is_single=is_single,
+            log_id=_single_id(built, day) if is_single else "",
             rejected=len(built.rejections),
             errors=first_errors(built.rejections),
         )
@@ -240,7 +243,7 @@ class IngestEndpoint:
         started = time.perf_counter()
         try:
             receipt = await self._store.append(batch)
-        except Unavailable:
+        except BaseException:  # whatever it was, nobody was told that it is stored
             self._limiter.refund(account, logs=logs, body_bytes=batch.bytes)
             raise
         metrics.count_commit(batch, receipt, time.perf_counter() - started)
@@ -301,12 +304,26 @@ def _single_id(built: Rows, day: int) -> str:
     return format_id(us, day, seq)
 
 
-def _client_named(query_string: bytes) -> str:
-    """Return the client that a platform key writes for: it has none of its own."""
-    for name, value in parse_qsl(query_string.decode("latin-1")):
-        if name == "client_id" and SLUG.fullmatch(value):
-            return value
-    raise Invalid.parameter("client_id", "is required with an admin key")
+def _client(principal: Principal, query_string: bytes) -> str:
+    """Return the client that is written for: the key's own; a platform key names one."""
+    named = None
+    if query_string:
+        named = dict(parse_qsl(query_string.decode("latin-1"))).get("client_id")
+    if principal.client_id is not None:
+        if named not in {None, principal.client_id}:
+            raise NotFound
+        return principal.client_id
+    if named is None or not SLUG.fullmatch(named):
+        raise Invalid.parameter("client_id", "is required with an admin key")
+    return named
+
+
+def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Join the values of repeated headers as RFC 9110 (5.3) says: none of them hides another."""
+    combined: dict[bytes, bytes] = {}
+    for name, value in headers:
+        combined[name] = combined[name] + b", " + value if name in combined else value
+    return combined
 
 
 def _idempotency_key(value: bytes) -> str:
@@ -315,7 +332,3 @@ def _idempotency_key(value: bytes) -> str:
         detail = f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} ASCII characters"
         raise Invalid.parameter("Idempotency-Key", detail)
     return key
-
-
-def _fault(field: str, detail: str) -> dict[str, object]:
-    return {"index": 0, "field": field, "detail": detail}

@@ -16,22 +16,21 @@ from app.errors import RateLimited, TooLarge
 from app.keys.principal import Principal
 
 WINDOW_S = 60
-# Accounts kept at least; idle ones beyond them are forgotten.
+# With as many accounts open, all are closed, and windows that nothing is left in forgotten.
 ACCOUNTS_MAX = 20_000
 
 Clock = Callable[[], float]
-Headers = list[tuple[bytes, bytes]]
 
 
 class Window:
     """What was used in the last minute, as of the second last passed to `advance`."""
 
-    __slots__ = ("_buckets", "_current", "_second", "used")
+    __slots__ = ("_buckets", "_second", "current", "used")
 
     def __init__(self, second: int) -> None:
         self._second = second
-        self._current = [second, 0]
-        self._buckets = deque([self._current])  # [second, amount], oldest first, never empty
+        self.current = [second, 0]
+        self._buckets = deque([self.current])  # [second, amount], oldest first, never empty
         self.used = 0
 
     def advance(self, second: int) -> None:
@@ -42,13 +41,13 @@ class Window:
         buckets = self._buckets
         while buckets and (buckets[0][0] <= second - WINDOW_S or not buckets[0][1]):
             self.used -= buckets.popleft()[1]
-        self._current = [second, 0]
-        buckets.append(self._current)
+        self.current = [second, 0]
+        buckets.append(self.current)
 
     def add(self, amount: int) -> None:
         """Count `amount` now."""
         self.used += amount
-        self._current[1] += amount
+        self.current[1] += amount
 
     def take_back(self, amount: int) -> None:
         """Uncount `amount` of what was counted last, and never more than was."""
@@ -96,7 +95,6 @@ class Account:
         "_policies",
         "_second",
         "_template",
-        "_unchanging",
         "bytes",
         "logs",
         "principal",
@@ -110,15 +108,14 @@ class Account:
         self.requests = requests
         self.logs = logs
         self.bytes = bytes_
-        self._second = 0
+        self._second = -1
         kinds = (("requests", requests), ("logs", logs), ("bytes", bytes_))
         self._kinds = [(name, meters) for name, meters in kinds if meters]  # the limited ones
         self._policies = ", ".join(
             f'"{name}";q={min(meter.limit for meter in meters)};w={WINDOW_S}'
             for name, meters in self._kinds
-        ).encode()
+        )
         self._template = b""
-        self._unchanging: Headers = []
 
     def advance(self, second: int) -> None:
         """Move to a second: what is a minute old no longer counts.
@@ -133,27 +130,27 @@ class Account:
             for window, _ in meters:
                 window.advance(second)
             resets.append(f'"{name}";r=%d;t={_tightest(meters).window.reset_s()}')
-        self._template = ", ".join(resets).encode()
-        self._unchanging = [(b"ratelimit-policy", self._policies)]
+        if not self._kinds:
+            return
+        lines = [f"ratelimit-policy: {self._policies}", f"ratelimit: {', '.join(resets)}"]
         if self.requests:
             window, limit = _tightest(self.requests)
-            self._unchanging += (
-                (b"x-ratelimit-limit", b"%d" % limit),
-                (b"x-ratelimit-reset", b"%d" % window.reset_s()),
+            lines += (
+                f"x-ratelimit-limit: {limit}",
+                f"x-ratelimit-reset: {window.reset_s()}",
+                "x-ratelimit-remaining: %d",
             )
+        self._template = "".join(f"{line}\r\n" for line in lines).encode()
 
-    def headers(self) -> Headers:
+    def header_lines(self) -> bytes:
         """Return the RateLimit headers of draft-ietf-httpapi-ratelimit-headers and the X- ones.
 
-        Of each kind they tell the tightest meter.
+        Of each kind they tell the tightest meter. Each line ends with CR LF.
         """
-        if not self._kinds:
-            return []
         left = [_left(meters) for _, meters in self._kinds]
-        headers = [(b"ratelimit", self._template % tuple(left)), *self._unchanging]
         if self.requests:
-            headers.append((b"x-ratelimit-remaining", b"%d" % left[0]))
-        return headers
+            left.append(left[0])
+        return self._template % tuple(left)
 
 
 def _tightest(meters: Meters) -> Meter:
@@ -201,7 +198,8 @@ class Limiter:
             if window.used + declared_bytes > limit:
                 _refuse(account, 1, logs, declared_bytes)
         for window, _ in account.requests:
-            window.add(1)
+            window.used += 1
+            window.current[1] += 1
 
     def charge(self, account: Account, logs: int, body_bytes: int) -> None:
         """Count logs and bytes; or raise, and take the request's own count back.
@@ -217,9 +215,11 @@ class Limiter:
             if window.used + body_bytes > limit:
                 self._refuse_admitted(account, logs, body_bytes)
         for window, _ in account.logs:
-            window.add(logs)
+            window.used += logs
+            window.current[1] += logs
         for window, _ in account.bytes:
-            window.add(body_bytes)
+            window.used += body_bytes
+            window.current[1] += body_bytes
 
     def refund(
         self, account: Account, *, requests: int = 0, logs: int = 0, body_bytes: int = 0

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Histogram
 
 from app.logs.batch import Batch, Receipt
 
@@ -16,9 +16,6 @@ commit_seconds = Histogram(
     "central_logger_commit_seconds",
     "From a decoded batch to its receipt; one in sixteen is measured.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
-)
-inflight_bytes = Gauge(
-    "central_logger_inflight_bytes", "Body bytes held in memory.", multiprocess_mode="livesum"
 )
 
 # A count in prometheus_client takes 1.5 µs, and a request makes five: they are gathered here as

@@ -9,7 +9,9 @@ import orjson
 
 from app.edge.problem import CONTENT_TYPE, Headers, problem_body
 from app.logs.batch import Receipt
+from app.logs.identity import parse_id, received_us
 from app.logs.record import Rejection
+from app.logs.timestamp import format_instant
 
 ERRORS_MAX = 100
 JSON = (b"content-type", b"application/json")
@@ -17,12 +19,13 @@ REJECTED = "No record was accepted"
 
 
 class Outcome(msgspec.Struct, array_like=True, frozen=True):
-    """`records` were sent; `log_id` is set for a single object; `errors` holds the first 100."""
+    """`records` were sent; `log_id` is a single stored object's; `errors` are the first 100."""
 
     client_id: str
     received_at: str
     records: int
-    log_id: str | None
+    is_single: bool
+    log_id: str
     rejected: int
     errors: list[tuple[int, str | None, str]]
 
@@ -30,19 +33,25 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
         """Return status, headers and body, once the store has told about duplicates."""
         if self.rejected and self.rejected == self.records:
             members: dict[str, object] = {"errors": self._errors()}
-            if self.log_id is None:
+            if not self.is_single:
                 members |= self._counts(receipt)
             return 422, [CONTENT_TYPE], problem_body(422, REJECTED, request_id, members)
-        if self.log_id is not None:
-            body: dict[str, object] = {
-                "id": receipt.duplicate_id or self.log_id,
-                "client_id": self.client_id,
-                "received_at": self.received_at,
-            }
-            if receipt.duplicates:
-                body["duplicate"] = True
-            return 201, [JSON], orjson.dumps(body)
+        if self.is_single:
+            return 201, [JSON], orjson.dumps(self._stored(receipt))
         return 201, [JSON], orjson.dumps(self._counts(receipt) | {"errors": self._errors()})
+
+    def _stored(self, receipt: Receipt) -> dict[str, object]:
+        """Tell of the log in the store: of a duplicate that is the first one, not this one."""
+        log_id, received_at = self.log_id, self.received_at
+        place = parse_id(receipt.duplicate_id) if receipt.duplicate_id is not None else None
+        if place is None:
+            return {"id": log_id, "client_id": self.client_id, "received_at": received_at}
+        return {
+            "id": receipt.duplicate_id,
+            "client_id": self.client_id,
+            "received_at": format_instant(received_us(place.day, place.seq)),
+            "duplicate": True,
+        }
 
     def _counts(self, receipt: Receipt) -> dict[str, object]:
         return {

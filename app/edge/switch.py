@@ -6,6 +6,7 @@ from typing import Any
 
 from app.edge import ingest, metrics
 from app.edge.request_id import new_request_id
+from app.edge.response import parse_lines
 from app.errors import StorageUnavailable
 
 
@@ -44,7 +45,7 @@ class Edge:
                 metrics.count_request("control", message["status"])
                 headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if "account" in state:
-                    headers += state["account"].headers()
+                    headers += parse_lines(state["account"].header_lines())
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -52,9 +53,11 @@ class Edge:
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
+        phase = "startup"
         try:
             async with self._lifespan(self):
                 await send({"type": "lifespan.startup.complete"})
+                phase = "shutdown"
                 await receive()
         except StorageUnavailable as error:
             message = f"{error.detail}: {error.reason}"
@@ -63,4 +66,4 @@ class Edge:
         else:
             await send({"type": "lifespan.shutdown.complete"})
             return
-        await send({"type": "lifespan.startup.failed", "message": message})
+        await send({"type": f"lifespan.{phase}.failed", "message": message})

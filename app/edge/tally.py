@@ -54,8 +54,11 @@ class Tally:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            metrics.hand_over()
-            await self.flush()
+            try:
+                metrics.hand_over()
+                await self.flush()
+            except Exception:
+                log.exception("counts are kept for the next time")
 
     async def flush(self) -> None:
         """Commit what was counted; keep it for the next time if the store is away."""

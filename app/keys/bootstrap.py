@@ -18,7 +18,7 @@ from app.keys.verifier import Peppers
 
 SECRET_FILE = "secret.key"  # noqa: S105 (its name, not its content)
 SECRET_BYTES = 48
-SECRET_LENGTH_MIN = 32
+SECRET_LENGTH_MIN = 16
 DEMO_CLIENT_ID = "demo"
 
 
@@ -38,6 +38,11 @@ def open_secrets(data_dir: Path, secret_key: tuple[str, ...]) -> tuple[str, ...]
     with mode 0600 if it is not there. Raises StartRefused if the file cannot be made or used.
     """
     if secret_key:
+        if any(len(secret) < SECRET_LENGTH_MIN for secret in secret_key):
+            raise StartRefused(
+                f"SECRET_KEY: a secret is shorter than {SECRET_LENGTH_MIN} characters; "
+                "example: 48 random ones, as from `openssl rand -base64 36`"
+            )
         return secret_key
     path = data_dir / SECRET_FILE
     try:

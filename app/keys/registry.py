@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Conflict, Invalid, NotFound, fault
 from app.keys.configured import TOKEN_LENGTH_MAX
 from app.keys.database import reading, writing
 from app.keys.models import ApiKey, Client, utc_now
@@ -328,7 +328,7 @@ def _set_verifier(key: ApiKey, token: str, peppers: Peppers, key_hasher: str) ->
 
 
 def _fault(field: str, detail: str | None) -> list[dict[str, Any]]:
-    return [{"index": 0, "field": field, "detail": detail}] if detail else []
+    return [fault(field, detail)] if detail else []
 
 
 def _faults(key: ApiKey) -> list[dict[str, Any]]:

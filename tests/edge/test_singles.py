@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -176,6 +177,37 @@ def test_a_store_that_is_away_is_told_to_all() -> None:
         store.fault = None
         assert await singles.join(WHO, "acme", PLAIN) is not None
         assert [batch.requests for batch in store.taken] == [1]
+
+    asyncio.run(scenario())
+
+
+def test_a_narrowed_key_stores_nothing_with_its_wider_past() -> None:
+    """Requests of one key that were authenticated before and after a change are kept apart."""
+
+    async def scenario() -> None:
+        store: Any = FakeStore()
+        singles = Singles(store)
+        orders = json.dumps(record(dataset="orders")).encode()
+        narrowed = replace(WHO, allowed_datasets=frozenset({"other"}))
+        before, after = singles.join(WHO, "acme", orders), singles.join(narrowed, "acme", orders)
+        assert await before is not None
+        assert await after is None  # to be stored, and so refused, by itself
+        assert [batch.requests for batch in store.taken] == [1]
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_while_grouping_is_told_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever when the turn as a whole fails."""
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+        singles = Singles(FakeStore())  # type: ignore[arg-type]
+        monkeypatch.setattr("app.edge.singles.decode_singles", lambda _: 1 / 0)
+        waiting = [singles.join(WHO, "acme", PLAIN) for _ in range(2)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [ZeroDivisionError] * 2
+        assert outcomes[0] is not outcomes[1]
 
     asyncio.run(scenario())
 

@@ -6,32 +6,43 @@ makes every header itself, so where `send` is uvicorn's own it writes the bytes.
 where a slow reader holds the connection up, it sends the two messages.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-Headers = Sequence[tuple[bytes, bytes]]
+from app.edge.problem import Headers
 
 
-async def respond(send: Any, status: int, headers: Headers, body: bytes) -> None:
-    """Answer a request; `headers` hold the Content-Length."""
+async def respond(send: Any, status: int, headers: Headers, lines: bytes, body: bytes) -> None:
+    """Answer a request.
+
+    `lines` are headers too, each `name: value` with CR LF; the Content-Length is among them.
+    """
     cycle = getattr(send, "__self__", None)
     if isinstance(cycle, RequestResponseCycle) and not cycle.flow.write_paused:
-        _write(cycle, status, headers, body)
+        _write(cycle, status, headers, lines, body)
         return
+    headers = [*headers, *parse_lines(lines)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _write(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> None:
+def parse_lines(lines: bytes) -> Headers:
+    """Return header lines as ASGI wants them."""
+    split = [line.partition(b": ") for line in lines.split(b"\r\n") if line]
+    return [(name, value) for name, _, value in split]
+
+
+def _write(
+    cycle: RequestResponseCycle, status: int, headers: Headers, lines: bytes, body: bytes
+) -> None:
     """Do what `cycle.send` does for the two messages of a complete response."""
     if cycle.disconnected:
         return
     parts = [STATUS_LINE[status]]
     for name, value in (*cycle.default_headers, *headers):
         parts += (name, b": ", value, b"\r\n")
-    parts += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+    parts += (lines, b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
     cycle.waiting_for_100_continue = False
     cycle.response_started = cycle.response_complete = True
     cycle.transport.write(b"".join(parts))
