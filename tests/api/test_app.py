@@ -60,7 +60,7 @@ def test_ingestion_is_described(described: Json) -> None:
     operation = described["paths"][LOGS]["post"]
     bodies = operation["requestBody"]["content"]
     assert set(bodies) == {"application/json", "application/x-ndjson", "application/jsonl"}
-    statuses = {"201", "400", "401", "403", "409", "413", "415", "422", "429", "503"}
+    statuses = {"201", "400", "401", "403", "404", "409", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]) == statuses
     assert {"Idempotency-Key", "client_id"} == {one["name"] for one in operation["parameters"]}
     fields = described["components"]["schemas"]["LogRecord"]
