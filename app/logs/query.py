@@ -22,6 +22,8 @@ UsageGroup = Literal["key", "dataset", "hour", "day"]
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+# A page ends before it grows beyond this, though `limit` allow more: logs may have 1 MiB each.
+PAGE_BYTES_MAX = 8 * 1024**2
 # Values that a log either has or not; a list of them means any of them.
 SERIES_FILTERS = ("environment", "status", "level", "workflow", "dataset")
 FILTERS = (*SERIES_FILTERS, "run_id")
@@ -55,7 +57,10 @@ class LogQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`logs` is JSON objects joined by commas; `last_id` is set where more logs follow."""
+    """`logs` is JSON objects joined by commas; `last_id` is set where more logs follow.
+
+    It has `limit` logs at most, and fewer where PAGE_BYTES_MAX ends it; one log is always let in.
+    """
 
     logs: str
     last_id: str | None = None

@@ -19,7 +19,8 @@ class ClaimHeld(Exception):
 class LogStore(Protocol):
     """Durable, isolated storage of logs and of the usage they cause.
 
-    Every method raises StorageUnavailable when the store can't serve now.
+    Every method raises StorageUnavailable when the store can't serve now, also by a query that
+    takes too long; reads raise Overloaded when too many wait already.
     """
 
     clock: ArrivalClock
@@ -46,7 +47,7 @@ class LogStore(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Return if the store takes writes now."""
+        """Return if the store takes writes now: the last one succeeded, or one more does."""
         ...
 
     async def aclose(self) -> None:

@@ -27,7 +27,7 @@ from app.logs.batch import (
     count_usage,
 )
 from app.logs.identity import ARRIVAL_BITS, ArrivalClock, Position, format_id, received_us
-from app.logs.query import MINUTES, LogQuery, Page, UsageQuery, UsageRow
+from app.logs.query import MINUTES, PAGE_BYTES_MAX, LogQuery, Page, UsageQuery, UsageRow
 from app.logs.store import ClaimHeld
 from app.logs.timestamp import format_instant
 
@@ -122,10 +122,16 @@ class MemoryLogStore:
         logs = [log for log in self._contents.logs.get(query.client_id, ()) if _asked(query, log)]
         if query.order == "desc":
             logs.reverse()
-        more = len(logs) > query.limit
-        del logs[query.limit :]
-        text = ",".join(_render(query.client_id, log) for log in logs)
-        return Page(text, _id(logs[-1].place) if more else None)
+        texts: list[str] = []
+        size = 0
+        for log in logs[: query.limit]:
+            text = _render(query.client_id, log)
+            size += len(text)
+            if texts and size > PAGE_BYTES_MAX:
+                break
+            texts.append(text)
+        more = len(logs) > len(texts)
+        return Page(",".join(texts), _id(logs[len(texts) - 1].place) if more else None)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """See LogStore.usage."""

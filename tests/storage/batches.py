@@ -8,13 +8,14 @@ from typing import Any
 from app.logs.batch import Batch
 from app.logs.decode import DecodeLimits, decode_json
 from app.logs.identity import ArrivalClock, parse_id, received_us
-from app.logs.query import LogQuery
+from app.logs.query import PAGE_BYTES_MAX, LogQuery
 from app.logs.rows import build_rows
 from app.logs.store import LogStore
 from loadtests.records import Record, expected
 
 NOON = "2026-06-01T12:00:00Z"
-LIMITS = DecodeLimits(4 * 1024**2, 10_000)
+RECORD_BYTES_MAX = 4 * 1024**2
+LIMITS = DecodeLimits(RECORD_BYTES_MAX, 10_000)
 
 
 def record(**fields: Any) -> Record:
@@ -69,7 +70,9 @@ async def read_all(store: LogStore, query: LogQuery) -> list[Record]:
         logs += found
         if last_id is None:
             return logs
-        assert len(found) == query.limit
+        assert (
+            len(found) == query.limit or len(json.dumps(found)) > PAGE_BYTES_MAX - RECORD_BYTES_MAX
+        )
         assert found[-1]["id"] == last_id
         query = replace(query, after=parse_id(last_id))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.errors import StorageUnavailable
 from app.logs.batch import Batch, Idempotency, Receipt, StoredOutcome
 from app.logs.identity import format_id, parse_id, received_us
-from app.logs.query import FILTERS, LogQuery, Order, UsageQuery, UsageRow
+from app.logs.query import FILTERS, PAGE_BYTES_MAX, LogQuery, Order, UsageQuery, UsageRow
 from app.logs.store import ClaimHeld, LogStore
 from app.logs.timestamp import MAX_US, MIN_US, format_instant, parse_instant
 from loadtests.records import Record, expected, same
@@ -433,6 +433,48 @@ async def test_paging_while_logs_arrive(store: LogStore, order: Order) -> None:
         await _fill(store, "acme", random, 2)
     assert len(read) == len(set(read))
     assert before <= set(read)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_page_is_bounded_in_bytes(store: LogStore, order: Order) -> None:
+    """Large logs make short pages, in whatever member they are large; each log comes once."""
+    large = "x" * 900_000
+    members: list[Record] = [
+        {"message": large},
+        {"error": {"text": large}},
+        {"metadata": {"text": large}},
+        {"workflow": large},
+        {},
+        {"run_id": large},
+        {"message": "small"},
+    ]
+    sent = [
+        record(executed_at=f"2026-06-01T12:00:{n:02d}Z", n=n) | member
+        for n, member in enumerate(members * 6)
+    ]
+    # Most large ones in one day's file: where that is cut, the small ones of others must not go on.
+    for n, one in enumerate(sent):
+        cut = (n % 3 or n < len(sent) / 2) and len(json.dumps(one)) > len(large)
+        await append(store, "acme", one, day=20_001 if cut else 20_000 + 2 * (n % 2))
+    query = LogQuery("acme", order=order, limit=1000)
+    page = await store.page(query)
+    assert PAGE_BYTES_MAX - 2 * len(large) < len(page.logs) < PAGE_BYTES_MAX + 100
+    logs = await read_all(store, query)
+    numbers = [log["metadata"]["n"] for log in logs]
+    assert numbers == sorted(range(len(sent)), reverse=order == "desc")
+    assert_same_logs(logs, sent)
+
+
+async def test_a_log_larger_than_a_page_has_one_of_its_own(store: LogStore) -> None:
+    """A page holds one log at least, else nobody would get by it."""
+    batches = [make_batch(store.clock, "acme", [record(run_id=str(n))]) for n in range(3)]
+    for batch in batches:
+        row = list(batch.rows[0])
+        row[6] = "m" * (PAGE_BYTES_MAX + 1)
+        batch.rows = [tuple(row)]
+        await store.append(batch)
+    logs = await read_all(store, LogQuery("acme", order="asc"))
+    assert [log["run_id"] for log in logs] == ["0", "1", "2"]
 
 
 async def test_late_and_future_records_stand_at_their_own_time(store: LogStore) -> None:

@@ -46,6 +46,11 @@ RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 BACKLOG_BYTES_MAX = 64 * 1024**2
 SOCKET_PATH_BYTES_MAX = 100  # the system's own limit is 104 or 108
 
+# Where the package `app` is. The writer starts there, since `python -m` looks for a package in the
+# working directory first, and what is called `app` in that of the server may be anything.
+_HOME = Path(__file__).resolve().parents[3]
+_PLAIN = Receipt()
+
 log = structlog.get_logger(__name__)
 
 
@@ -58,7 +63,7 @@ class WriterClient:
         self._directory = directory
         self._command = (
             *(sys.executable, "-m", "app.storage.sqlite.writer"),
-            *(str(directory), str(dedup_window_days)),
+            *(str(directory.resolve()), str(dedup_window_days)),
         )
         self._clock = clock
         self._answer_s_max = answer_s_max
@@ -173,8 +178,8 @@ class WriterClient:
 
     def _settle(self, number: int, answer: Answer) -> None:
         asked = self._asked.pop(number, None)
-        # A request whose client went away has cancelled its future; its logs are stored all the
-        # same.
+        # A request that the end of the server cancelled waits no more; its logs are stored all
+        # the same.
         if asked is not None and not asked[0].done():
             asked[0].set_result(answer)
 
@@ -209,7 +214,10 @@ class WriterClient:
             return
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                cwd=_HOME,
+                start_new_session=True,
             )
         except OSError as error:  # no memory or no process left now: there may be soon
             log.error("the writer process does not start", reason=repr(error))  # noqa: TRY400
@@ -266,6 +274,3 @@ def _short_path(directory: Path) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{descriptor}")  # where there is none, connecting fails
     finally:
         os.close(descriptor)
-
-
-_PLAIN = Receipt()

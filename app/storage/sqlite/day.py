@@ -22,11 +22,21 @@ from app.logs.batch import (
 )
 from app.logs.identity import format_id
 from app.sqlite import sqlite3
-from app.storage.sqlite.schema import COLUMNS, PRAGMAS, create_day, insert_sql
+from app.storage.sqlite.schema import (
+    CACHE_TO_ASK,
+    CACHE_TO_WRITE,
+    COLUMNS,
+    PRAGMAS,
+    SCHEMA_VERSION,
+    create_day,
+    insert_sql,
+)
 
 IDEMPOTENCY_WINDOW_US = 24 * 3600 * 1_000_000
-# Beyond this many a names cache starts anew: it only saves look-ups.
-NAMES_MAX = 100_000
+# Beyond this many a names cache starts anew: it only saves look-ups. A series of longer texts
+# together is looked up each time, since one of them may fill a body.
+NAMES_MAX = 20_000
+NAMES_LENGTH_MAX = 512
 # Rows in one INSERT. Larger statements gain nothing and cost the statement cache.
 CHUNK_ROWS = 100
 
@@ -56,16 +66,30 @@ class DayFile:
         self._series: dict[tuple[int, Series], int] = {}
         found = self._db.execute("SELECT 1 FROM logs WHERE external_id IS NOT NULL LIMIT 1")
         self._has_external_ids = found.fetchone() is not None
+        self._written = False
 
     def close(self) -> None:
         """Fold the log of writes into the file and let go of it."""
         self._db.close()
+
+    def rest(self) -> None:
+        """Give back the memory that only a file being written needs."""
+        if self._written:
+            self._db.execute(CACHE_TO_ASK)
+            self._written = False
+
+    def try_write(self) -> None:
+        """Commit a write that changes nothing; raise sqlite3.Error if the disk takes none."""
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def commit(self, batches: Sequence[Batch]) -> list[Receipt]:
         """Store a group of batches in one transaction with one fsync.
 
         Raises sqlite3.Error; then nothing of the group is stored.
         """
+        if not self._written:
+            self._db.execute(CACHE_TO_WRITE)
+            self._written = True
         self._db.execute("BEGIN IMMEDIATE")
         try:
             receipts = self._store(batches)
@@ -221,7 +245,8 @@ class DayFile:
                 known = int(made.lastrowid or 0)
             else:
                 known = int(found[0])
-            if len(self._series) >= NAMES_MAX:
-                self._series.clear()
-            self._series[key] = known
+            if sum(len(text or "") for text in series) <= NAMES_LENGTH_MAX:
+                if len(self._series) >= NAMES_MAX:
+                    self._series.clear()
+                self._series[key] = known
         return known

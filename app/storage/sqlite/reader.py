@@ -7,20 +7,34 @@ matter to the page.
 
 import json
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.errors import StorageUnavailable
 from app.logs.identity import ARRIVAL_BITS, ARRIVAL_MASK, SLOT_BITS, Position
-from app.logs.query import MINUTES, SERIES_FILTERS, LogQuery, Page, UsageQuery, UsageRow
+from app.logs.query import (
+    MINUTES,
+    PAGE_BYTES_MAX,
+    SERIES_FILTERS,
+    LogQuery,
+    Page,
+    UsageQuery,
+    UsageRow,
+)
 from app.logs.timestamp import MAX_US, MIN_US, US_PER_DAY, US_PER_S
 from app.sqlite import sqlite3
-from app.storage.sqlite.schema import list_days
+from app.storage.sqlite.schema import day_path, list_days
 
 OPEN_FILES_MAX = 64
 BUSY_MS = 2000
+# How often a statement looks at the clock, in steps of SQLite's machine: some milliseconds. Each
+# look waits for the interpreter lock, so that an ordinary page should get by without one.
+STEPS_BETWEEN_LOOKS = 50_000
 
 Key = tuple[int, int]  # (us, seq): the place within a client's rows of one file
 LOWEST: Key = (MIN_US - 1, 0)
@@ -66,10 +80,25 @@ _RENDER = "||".join(
         """ ',"metadata":' || coalesce(l.metadata, '{}') || '}'""",
     )
 )
+# The bytes of a column without reading it, where SQLite can tell them (since 3.43).
+_BYTES = (
+    "octet_length({})" if sqlite3.sqlite_version_info >= (3, 43) else "length(CAST({} AS BLOB))"
+)
+_SIZE, _SERIES_SIZE = (
+    " + ".join(f"coalesce({_BYTES.format(column)}, 0)" for column in columns)
+    for columns in (
+        ("run_id", "duration_ms", "external_id", "message", "error", "metadata"),
+        ("s.dataset", "s.environment", "s.status", "s.level", "s.workflow"),
+    )
+)
 
 
 def _page_sql(query: LogQuery) -> str:
-    """Compose the statement of a page; every value is bound, never written into the text."""
+    """Compose the statement of a page; every value is bound, never written into the text.
+
+    It first finds the places of one log more than asked for, to know whether more follow, and
+    then reads and renders as many of them as a page holds, but one at least.
+    """
     where = ["client = :client", "(us, seq) >= (:low_us, :low_seq)"]
     where.append("(us, seq) < (:high_us, :high_seq)")
     series = [
@@ -84,15 +113,25 @@ def _page_sql(query: LogQuery) -> str:
         where.append("run_id IN (SELECT value FROM json_each(:run_id))")
     direction = "ASC" if query.order == "asc" else "DESC"
     return f"""
-        WITH page AS (
-            SELECT * FROM logs WHERE {" AND ".join(where)}
-            ORDER BY us {direction}, seq {direction} LIMIT :limit
+        WITH place AS (
+            SELECT us, seq, series, {_SIZE} AS size FROM logs WHERE {" AND ".join(where)}
+            ORDER BY us {direction}, seq {direction} LIMIT :limit + 1
+        ), measured AS (
+            SELECT us, seq, row_number() OVER so_far AS n,
+                sum(size + {_SERIES_SIZE}) OVER so_far AS bytes
+            FROM place p CROSS JOIN series s ON s.id = p.series
+            WINDOW so_far AS (
+                ORDER BY us {direction}, seq {direction} ROWS UNBOUNDED PRECEDING)
         ), rendered AS (
             SELECT {_ID} AS id, {_RENDER} AS log
-            FROM page l CROSS JOIN series s ON s.id = l.series
-            ORDER BY l.us {direction}, l.seq {direction}
+            FROM measured m
+            CROSS JOIN logs l ON l.client = :client AND l.us = m.us AND l.seq = m.seq
+            CROSS JOIN series s ON s.id = l.series
+            WHERE n = 1 OR (n <= :limit AND bytes <= {PAGE_BYTES_MAX})
+            ORDER BY n
         )
-        SELECT group_concat(id, char(10)), group_concat(log, char(10)) FROM rendered"""
+        SELECT group_concat(id, char(10)), group_concat(log, char(10)),
+            (SELECT count(*) FROM place) FROM rendered"""
 
 
 class _Candidate(NamedTuple):
@@ -104,45 +143,75 @@ class _Candidate(NamedTuple):
     high: Key
 
 
+class _Part(NamedTuple):
+    """Logs as (id, JSON), in the order asked for; where it is `cut`, more follow the last one."""
+
+    logs: list[tuple[str, str]]
+    cut: bool
+
+
 class SqliteReader:
-    """Answers queries from the day files of a directory. Thread-safe; raises sqlite3.Error."""
+    """Answers queries from the day files of a directory. Thread-safe.
+
+    Every query has a `deadline` on the monotonic clock, in seconds, and raises StorageUnavailable
+    beyond it, or sqlite3.Error.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End the running queries soon, and every later one at once."""
+        self.stopped = True
 
     def close(self) -> None:
         """Close every thread's connections; no query may be running."""
         while self._all:
             self._all.pop().close()
 
-    def page(self, query: LogQuery) -> Page:
+    def page(self, query: LogQuery, deadline: float) -> Page:
         """Return a page, newest first or oldest first."""
-        if query.log_id is not None:
-            return self._one(query, query.log_id)
-        wanted = query.limit + 1  # one more, to know whether more follow
+        with self._until(deadline):
+            if query.log_id is not None:
+                return self._one(query, query.log_id)
+            return self._page(query)
+
+    @contextmanager
+    def _until(self, deadline: float) -> Iterator[None]:
+        self._local.deadline = deadline
+        try:
+            self._look()
+            yield
+        except sqlite3.OperationalError:
+            self._look()  # it was interrupted for what this raises, or is a fault of its own
+            raise
+
+    def _look(self) -> None:
+        if self.stopped:
+            raise StorageUnavailable("closed")
+        if time.monotonic() > self._local.deadline:
+            raise StorageUnavailable("the query took too long")
+
+    def _overdue(self) -> bool:
+        return self.stopped or time.monotonic() > self._local.deadline
+
+    def _page(self, query: LogQuery) -> Page:
         descending = query.order == "desc"
-        found: list[tuple[str, str]] = []  # (id, log), in the order asked for
+        part = _Part([], cut=False)
         for candidate in sorted(
             self._candidates(query),
             key=lambda one: one.high if descending else one.low,
             reverse=descending,
         ):
-            if len(found) == wanted:
-                edge = found[-1][0]
-                # The files come by their nearest edge: once one can't improve on the last log
-                # found, none after it can.
-                if self._beyond(candidate, edge, descending=descending):
-                    break
-            rows = self._rows(query, candidate, wanted)
-            if not found:
-                found = rows
-            else:
-                found = list(merge(found, rows, key=lambda row: row[0], reverse=descending))
-                del found[wanted:]
-        logs = ",".join(log for _, log in found[: query.limit])
-        return Page(logs, found[query.limit - 1][0] if len(found) == wanted else None)
+            # The files come by their nearest edge: once one can't improve on the last log of a full
+            # page, none after it can.
+            if part.cut and self._beyond(candidate, part.logs[-1][0], descending=descending):
+                break
+            part = _join(query, part, self._part(query, candidate))
+        return Page(",".join(log for _, log in part.logs), part.logs[-1][0] if part.cut else None)
 
     @staticmethod
     def _beyond(candidate: _Candidate, edge: str, *, descending: bool) -> bool:
@@ -152,14 +221,18 @@ class SqliteReader:
     def _one(self, query: LogQuery, place: Position) -> Page:
         if place.day not in list_days(self._directory):
             return Page("")
-        client = self._client(place.day, query.client_id)
-        if client is None:
+        found = (
+            self._db(place.day)
+            .execute("SELECT id FROM clients WHERE client_id = ?", (query.client_id,))
+            .fetchone()
+        )
+        if found is None:
             return Page("")
-        key = (place.us, place.seq)
-        candidate = _Candidate(place.day, client, key, (place.us, place.seq + 1))
-        return Page("".join(log for _, log in self._rows(query, candidate, 1)))
+        low, high = (place.us, place.seq), (place.us, place.seq + 1)
+        part = self._part(query, _Candidate(place.day, int(found[0]), low, high))
+        return Page("".join(log for _, log in part.logs))
 
-    def _rows(self, query: LogQuery, candidate: _Candidate, limit: int) -> list[tuple[str, str]]:
+    def _part(self, query: LogQuery, candidate: _Candidate) -> _Part:
         values: dict[str, Any] = {
             name: _json_array(accepted) for name, accepted in query.filters.items()
         }
@@ -171,35 +244,34 @@ class SqliteReader:
             "low_seq": candidate.low[1],
             "high_us": candidate.high[0],
             "high_seq": candidate.high[1],
-            "limit": limit,
+            "limit": query.limit,
         }
-        ids, logs = self._db(candidate.day).execute(_page_sql(query), values).fetchone()
+        ids, logs, found = self._db(candidate.day).execute(_page_sql(query), values).fetchone()
         if ids is None:
-            return []
-        return list(zip(ids.split("\n"), logs.split("\n"), strict=True))
+            return _Part([], cut=False)
+        rendered = list(zip(ids.split("\n"), logs.split("\n"), strict=True))
+        return _Part(rendered, cut=found > len(rendered))
 
     def _candidates(self, query: LogQuery) -> Iterator[_Candidate]:
         """Narrow each file to the client's own rows within the query's bounds."""
         for day in list_days(self._directory):
-            client = self._client(day, query.client_id)
-            if client is None:
-                continue
             low, high = _bounds(query, day)
-            first, last = (
+            found = (
                 self._db(day)
-                .execute(
-                    f"""SELECT (SELECT us FROM logs WHERE {_WITHIN} ORDER BY us, seq LIMIT 1),
-                    (SELECT us FROM logs WHERE {_WITHIN} ORDER BY us DESC, seq DESC LIMIT 1)""",
-                    {"client": client, "low": low[0], "high": high[0]},
-                )
+                .execute(_EDGES, {"client_id": query.client_id, "low": low[0], "high": high[0]})
                 .fetchone()
             )
-            if first is not None:
+            if found is not None and found[1] is not None:
+                client, first, last = found
                 low, high = max(low, (first, 0)), min(high, (last + 1, 0))
                 yield _Candidate(day, client, low, high)
 
-    def usage(self, query: UsageQuery) -> list[UsageRow]:
+    def usage(self, query: UsageQuery, deadline: float) -> list[UsageRow]:
         """Sum usage by group over all days."""
+        with self._until(deadline):
+            return self._usage(query)
+
+    def _usage(self, query: UsageQuery) -> list[UsageRow]:
         minutes = MINUTES.get(query.group_by)
         group = f"minute - minute % {minutes}" if minutes else _USAGE_COLUMN[query.group_by]
         where = ["1"]
@@ -228,42 +300,61 @@ class SqliteReader:
                 total[:] = [a + b for a, b in zip(total, counts, strict=True)]
         return [UsageRow(*key, tuple(counts)) for key, counts in sorted(sums.items())]
 
-    def _client(self, day: int, client_id: str) -> int | None:
-        found = (
-            self._db(day)
-            .execute("SELECT id FROM clients WHERE client_id = ?", (client_id,))
-            .fetchone()
-        )
-        return None if found is None else int(found[0])
-
     def _db(self, day: int) -> "sqlite3.Connection":
         """Return this thread's connection to a day file, opened read-only."""
-        open_files: OrderedDict[int, sqlite3.Connection] | None
-        open_files = getattr(self._local, "open", None)
+        self._look()
+        open_files: dict[int, sqlite3.Connection] | None = getattr(self._local, "open", None)
         if open_files is None:
-            open_files = self._local.open = OrderedDict()
+            open_files = self._local.open = {}
         db = open_files.get(day)
         if db is None:
-            path = list_days(self._directory)[day]
-            db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            self._all.append(db)
-            open_files[day] = db
-            if len(open_files) > OPEN_FILES_MAX:
-                _, oldest = open_files.popitem(last=False)
+            if len(open_files) >= OPEN_FILES_MAX:
+                # Not the one used longest ago: a query that goes over more files than may be open
+                # would then find none of them. The newest days are the most asked for.
+                oldest = open_files.pop(min(open_files))
                 self._all.remove(oldest)
                 oldest.close()
-        open_files.move_to_end(day)
+            db = open_files[day] = self._open(day)
+        return db
+
+    def _open(self, day: int) -> "sqlite3.Connection":
+        path = day_path(self._directory, day).absolute()
+        db = sqlite3.connect(
+            f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+        self._all.append(db)
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        db.set_progress_handler(self._overdue, STEPS_BETWEEN_LOOKS)
         return db
 
 
-_WITHIN = "client = :client AND us BETWEEN :low AND :high"
+_WITHIN = "l.client = c.id AND us BETWEEN :low AND :high"
+_EDGES = f"""
+    SELECT c.id, (SELECT us FROM logs l WHERE {_WITHIN} ORDER BY us, seq LIMIT 1),
+        (SELECT us FROM logs l WHERE {_WITHIN} ORDER BY us DESC, seq DESC LIMIT 1)
+    FROM clients c WHERE c.client_id = :client_id"""
 _USAGE_COLUMN = {"key": "key_id", "dataset": "dataset"}
+
+
+def _join(query: LogQuery, *parts: _Part) -> _Part:
+    """Merge parts of a page, ended where its limit or its size says so.
+
+    Nobody knows what follows the end of a part that was cut: logs of other files that stand beyond
+    it would overtake, so the page ends there at the latest.
+    """
+    descending = query.order == "desc"
+    ends = [part.logs[-1][0] for part in parts if part.cut]
+    end = (max(ends) if descending else min(ends)) if ends else None
+    logs: list[tuple[str, str]] = []
+    size = 0
+    for log in merge(*(part.logs for part in parts), key=itemgetter(0), reverse=descending):
+        size += len(log[1])
+        if logs and (len(logs) == query.limit or size > PAGE_BYTES_MAX):
+            return _Part(logs, cut=True)
+        logs.append(log)
+        if log[0] == end:
+            break
+    return _Part(logs, cut=end is not None)
 
 
 def _bounds(query: LogQuery, day: int) -> tuple[Key, Key]:

@@ -42,7 +42,7 @@ class Release(msgspec.Struct, array_like=True, tag="r"):
 
 
 class Ping(msgspec.Struct, array_like=True, tag="p"):
-    """Answer if you live."""
+    """Answer if you live and can write."""
 
     number: int
 
@@ -54,7 +54,7 @@ class Welcome(msgspec.Struct, array_like=True, tag="W"):
 
 
 class Done(msgspec.Struct, array_like=True, tag="D"):
-    """These are on disk, without duplicates (or, after a Ping, alive)."""
+    """These are on disk, without duplicates (or, after a Ping, could be)."""
 
     numbers: list[int]
 

@@ -10,6 +10,7 @@ and no death of a worker takes the store from the others.
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ from app.storage.sqlite.wire import (
     Done,
     Failed,
     FrameProtocol,
+    Ping,
     Question,
     Receipted,
     Release,
@@ -77,8 +79,11 @@ class DayFiles:
             file = DayFile(day_path(self._directory, day), day, self.around)
             self._open[day] = file
             self._days.add(day)
-            for past in [one for one in self._open if one < day - self._window - 1]:
-                self._open.pop(past).close()
+            for past in [one for one in self._open if one < day]:
+                if past < day - self._window - 1:
+                    self._open.pop(past).close()
+                else:
+                    self._open[past].rest()
         return file
 
     def around(self, day: int) -> list[DayFile]:
@@ -136,7 +141,7 @@ class Connection(FrameProtocol):
         elif isinstance(question, Release):
             self._writer.release(self, (question.client_id, question.key))
         else:
-            self.send(Done([question.number]))
+            self._writer.ping(self, question)
 
 
 class Writer:
@@ -149,6 +154,7 @@ class Writer:
         self._claims: dict[tuple[str, str], Connection] = {}
         self._connections: set[Connection] = set()
         self._next_slot = int.from_bytes(os.urandom(2), "big")
+        self._broken = False
         self._idle: asyncio.TimerHandle | None = None
         self.finished = asyncio.Event()
         self._wait_for_workers(START_S_MAX)
@@ -162,7 +168,10 @@ class Writer:
         return self._next_slot
 
     def farewell(self, connection: Connection) -> None:
-        """Forget a worker and what it claimed; what it sent is still committed."""
+        """Forget a worker and what it claimed.
+
+        What it sent is still committed, but not under a claim: that is free for another now.
+        """
         self._connections.discard(connection)
         self._claims = {key: one for key, one in self._claims.items() if one is not connection}
         if not self._connections:
@@ -190,6 +199,18 @@ class Writer:
         """Take a claim back from its holder."""
         if self._claims.get(name) is connection:
             del self._claims[name]
+
+    def ping(self, connection: Connection, ping: Ping) -> None:
+        """Answer; after a write has failed, by trying another one."""
+        if self._broken:
+            try:
+                self._files.get(self._today()).try_write()
+            except (sqlite3.Error, OSError) as error:
+                self._files.drop()
+                connection.send(Failed(ping.number, repr(error)))
+                return
+            self._broken = False
+        connection.send(Done([ping.number]))
 
     def append(self, connection: Connection, append: Append) -> None:
         """Put a batch into the next group."""
@@ -228,8 +249,10 @@ class Writer:
         except (sqlite3.Error, OSError) as error:
             # No space, no permission, a bad disk: whatever it was, trust no open file after it.
             self._files.drop()
+            self._broken = True
             self._fail(asked, error)
         else:
+            self._broken = False
             self._answer(asked, receipts)
 
     def _fail(self, asked: list[tuple[Connection, Append]], error: Exception) -> None:
@@ -278,8 +301,21 @@ async def _serve(directory: Path, dedup_window_days: int) -> None:
 
 def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """End at the unexpected: the workers start a new writer from what is on disk."""
-    loop.default_exception_handler(context)
-    os._exit(1)
+    try:
+        _set_up_journal()
+        loop.default_exception_handler(context)
+    finally:
+        os._exit(1)
+
+
+def _set_up_journal() -> None:
+    """Send what is logged from now on where the workers' logs go, in their form.
+
+    Only at the end, for the last words: all that imports would be a fifth of the writer's memory.
+    """
+    from app.journal import set_up  # noqa: PLC0415
+
+    set_up("info")
 
 
 def main() -> int:
@@ -289,10 +325,15 @@ def main() -> int:
     # The workers drain on these; the writer ends when the last of them has said good-bye.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    held = _lock(directory)
-    if held is None:
-        return ALREADY_RUNNING
-    _run(_serve(directory, dedup_window_days))
+    try:
+        held = _lock(directory)
+        if held is None:
+            return ALREADY_RUNNING
+        _run(_serve(directory, dedup_window_days))
+    except Exception:
+        _set_up_journal()
+        logging.getLogger(__name__).exception("the writer process ends")
+        return 1
     return 0
 
 

@@ -219,6 +219,19 @@ async def test_a_data_directory_of_any_depth(
     await store.aclose()
 
 
+async def test_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer starts from a directory that has another package of the service's name."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/__init__.py").touch()
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    store = SqliteLogStore(Path("logs"), 7)
+    await store.open()
+    await append(store, "acme", record())
+    assert len(await read_all(store, LogQuery("acme"))) == 1
+    await store.aclose()
+
+
 async def test_no_writer_is_no_start(tmp_path: Path) -> None:
     """A store whose writer cannot run says so instead of waiting for ever."""
     store = SqliteLogStore(tmp_path / "not-there", 7, answer_s_max=0.5)

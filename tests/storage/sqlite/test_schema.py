@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.sqlite import sqlite3
-from app.storage.sqlite.schema import SCHEMA_VERSION, create_day, day_path, list_days
+from app.storage.sqlite.schema import PRAGMAS, SCHEMA_VERSION, create_day, day_path, list_days
 from loadtests.server import ROOT
 
 TABLES = {"clients", "series", "logs", "usage", "idempotency"}
@@ -69,6 +69,18 @@ def test_a_draft_of_a_dead_writer_is_no_hindrance(tmp_path: Path) -> None:
     create_day(path)
     assert _tables(path) == TABLES
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_commit_reaches_the_platter(tmp_path: Path) -> None:
+    """Every commit is an fsync, on macOS one that the drive does not keep to itself."""
+    create_day(day_path(tmp_path, 20_000))
+    connection = sqlite3.connect(day_path(tmp_path, 20_000), isolation_level=None)
+    for pragma in PRAGMAS:
+        connection.execute(pragma)
+    want = {"synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1}
+    got = {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in want}
+    connection.close()
+    assert got == want
 
 
 def test_a_fresh_day_is_one_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tests of app.storage.sqlite.writer, as a process: its groups, its faults, its end."""
 
 import asyncio
+import json
 import resource
 import signal
 import stat
@@ -212,6 +213,45 @@ async def test_a_full_disk_keeps_an_idempotency_key_usable(
     assert len(await read_all(sqlite_store, LogQuery("other"))) == 1
 
 
+@pytest.mark.parametrize("day", [None, 20_000])
+async def test_a_ping_tells_of_a_full_disk(
+    sqlite_store: SqliteLogStore, directory: Path, day: int | None
+) -> None:
+    """Once a write has failed the store is not ready, until there is room, asked or not."""
+    pid = writer_of(directory).pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    for allowed in (0, 100, 9_000):
+        await append(sqlite_store, "acme", record())
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (allowed, hard))
+        with pytest.raises(StorageUnavailable):
+            await append(sqlite_store, "acme", record(message="m" * 30_000), day=day)
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable):
+                await sqlite_store.ping()
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+        await sqlite_store.ping()
+    assert writer_of(directory).pid == pid
+    assert len(await read_all(sqlite_store, LogQuery("acme"))) == 3
+
+
+async def test_a_write_that_succeeds_makes_the_store_ready(
+    sqlite_store: SqliteLogStore, directory: Path
+) -> None:
+    """After a commit a ping is free: it does not write for each who asks."""
+    await append(sqlite_store, "acme", record())
+    pid = writer_of(directory).pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+    with pytest.raises(StorageUnavailable):
+        await append(sqlite_store, "acme", record())
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    await append(sqlite_store, "acme", record())
+    before = _commits(directory)
+    for _ in range(3):
+        await sqlite_store.ping()
+    assert _commits(directory) == before
+
+
 async def test_an_outcome_is_forgotten_after_a_day(open_stores: MakeStore, directory: Path) -> None:
     """An Idempotency-Key is free again after 24 hours, and then kept anew."""
     store = open_stores()
@@ -235,14 +275,33 @@ async def test_an_outcome_is_forgotten_after_a_day(open_stores: MakeStore, direc
 
 
 async def test_a_batch_that_breaks_the_writer_is_not_the_end(
-    sqlite_store: SqliteLogStore, directory: Path
+    open_stores: MakeStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A fault that nobody foresaw ends the writer, and another one takes its place."""
-    await append(sqlite_store, "acme", record())
-    broken = make_batch(sqlite_store.clock, "acme", [record()])
+    """A fault that nobody foresaw ends the writer with a line of JSON, and another one follows."""
+    store = open_stores()
+    await store.open()
+    await append(store, "acme", record())
+    broken = make_batch(store.clock, "acme", [record()])
     broken.series = []  # its rows name one
     with pytest.raises(StorageUnavailable):
-        await sqlite_store.append(broken)
-    await recovered(sqlite_store)
-    await append(sqlite_store, "acme", record())
-    assert len(await read_all(sqlite_store, LogQuery("acme"))) == 2
+        await store.append(broken)
+    await recovered(store)
+    await append(store, "acme", record())
+    assert len(await read_all(store, LogQuery("acme"))) == 2
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err
+    [last_words] = [json.loads(one) for one in said.out.splitlines() if one.startswith('{"')]
+    assert last_words["level"] == "error"
+    assert "IndexError" in last_words["exception"]
+
+
+def test_a_writer_that_cannot_begin_says_so_in_json(tmp_path: Path) -> None:
+    """What ends the writer before it serves anybody is a line like all of the service's logs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.storage.sqlite.writer", str(tmp_path / "not-there"), "7"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert "FileNotFoundError" in json.loads(done.stdout)["exception"]
