@@ -1,8 +1,11 @@
 """Reading a request body: bounded in bytes as sent, as expanded, in time and in memory over all."""
 
 import asyncio
+import re
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Callable, Generator, Iterator, MutableMapping
+from functools import partial
+from types import coroutine
 from typing import Any
 
 import zstandard
@@ -12,15 +15,24 @@ from app.errors import MalformedBody, Overloaded, TooLarge, UnsupportedMedia
 ENCODINGS = ("gzip", "deflate", "zstd")
 # A sender that pauses longer than this between two parts of a body has gone.
 PAUSE_S_MAX = 30.0
-# Below this, expanding takes less than handing it to a thread.
-THREAD_BYTES_MIN = 64 * 1024
+# A sender that has not sent the whole body after this, however steadily, is not sending one.
+BODY_S_MAX = 120.0
+# What is expanded in the event loop, at about 2 ms: bytes that go in and come out.
+INLINE_BYTES_MAX = 256 * 1024
+# What a thread expands before it is accounted for.
+SLICE_BYTES = 1024 * 1024
+# Threads that expand at once; the pool is shared with what else would hold up the loop.
+EXPANSIONS_MAX = 2
 # More than any level but zstd's --ultra ones uses; a frame may ask the reader for gigabytes.
 ZSTD_WINDOW_BYTES_MAX = 32 * 1024**2
-# A body is expanded in pieces: what follows the end of a member in its piece is copied.
-PIECE_BYTES = 1024
+# A body is expanded in pieces, since neither library bounds its output well, and what follows the
+# end of a member in its piece is copied. One piece gives at most 0.5 MB in deflate and 16 MiB
+# in zstd, where 4 bytes may be a block of 128 KiB of one byte.
+PIECE_BYTES = 512
 # A member may be of 9 bytes and expand to nothing, so no other limit bounds what they cost.
 MEMBERS_MAX = 10_000
-_ZLIB_OR_GZIP, _RAW_DEFLATE = 47, -15
+_ZLIB_OR_GZIP, _BARE_DEFLATE = 47, -15
+_WRAPPED = re.compile(rb"\x1f\x8b|[\x08\x18\x28\x38\x48\x58\x68\x78]")
 
 Message = MutableMapping[str, Any]
 
@@ -35,25 +47,26 @@ class Inflight:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.bytes = 0
+        self.expansions = asyncio.Semaphore(EXPANSIONS_MAX)
 
 
 class Share:
     """What one request holds."""
 
-    __slots__ = ("_inflight", "bytes")
+    __slots__ = ("bytes", "inflight")
 
     def __init__(self, inflight: Inflight) -> None:
-        self._inflight = inflight
+        self.inflight = inflight
         self.bytes = 0
 
     def give_back(self) -> None:
         """End the request."""
-        self._inflight.bytes -= self.bytes
+        self.inflight.bytes -= self.bytes
         self.bytes = 0
 
     def take(self, count: int) -> None:
         """Take more; raise Overloaded if too much is held by all together."""
-        inflight = self._inflight
+        inflight = self.inflight
         # One request alone always may: else a small setting would refuse a body for ever.
         if inflight.bytes + count > inflight.bytes_max and inflight.bytes > self.bytes:
             raise Overloaded
@@ -91,109 +104,112 @@ def too_large(bytes_max: int) -> TooLarge:
 
 
 async def read_body(receive: Any, share: Share, bytes_max: int) -> bytes:
-    """Read the body as sent.
+    """Read the body as sent, within PAUSE_S_MAX for each part and BODY_S_MAX for all.
 
     Raises TooLarge, Overloaded, ClientGone, and MalformedBody for one that stops arriving.
     """
-    message: Message = await receive()
-    if not message.get("more_body", False) and message["type"] == "http.request":
-        body: bytes = message.get("body", b"")
-        if len(body) > bytes_max:
-            raise too_large(bytes_max)
-        share.take(len(body))
-        return body
     parts = bytearray()
+    ends_at = 0.0
     while True:
+        # A body mostly arrives with its headers. A deadline takes longer than all else here, so it
+        # is set only once there is something to wait for.
+        arriving = receive()
+        try:
+            waits_for = arriving.send(None)
+        except StopIteration as arrived:
+            message: Message = arrived.value
+        else:
+            now = asyncio.get_running_loop().time()
+            ends_at = ends_at or now + BODY_S_MAX
+            try:
+                async with asyncio.timeout_at(min(now + PAUSE_S_MAX, ends_at)):
+                    message = await _rest(arriving, waits_for)
+            except TimeoutError:
+                raise MalformedBody("Malformed body: it did not arrive in time") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
+        part: bytes = message.get("body", b"")
         if len(parts) + len(part) > bytes_max:
             raise too_large(bytes_max)
         share.take(len(part))
-        parts += part
         if not message.get("more_body", False):
-            return bytes(parts)
-        try:
-            async with asyncio.timeout(PAUSE_S_MAX):
-                message = await receive()
-        except TimeoutError:
-            raise MalformedBody("Malformed body: it did not arrive in time") from None
+            return b"".join((parts, part)) if parts else part
+        parts += part
+
+
+@coroutine
+def _rest(arriving: Any, waits_for: Any) -> Generator[Any, None, Message]:
+    """Await what has been started by hand and came to its first wait."""
+    try:
+        yield waits_for
+    except BaseException as error:
+        arriving.throw(error)
+        raise
+    message: Message = yield from arriving
+    return message
 
 
 async def expand(body: bytes, encoding: str, share: Share, bytes_max: int) -> bytes:
-    """Undo a Content-Encoding; raise TooLarge before the memory is taken, or MalformedBody."""
-    if len(body) < THREAD_BYTES_MIN:
-        expanded = _expand(body, encoding, bytes_max)
-    else:
-        expanded = await asyncio.to_thread(_expand, body, encoding, bytes_max)
-    share.take(len(expanded))
-    return expanded
+    """Undo a Content-Encoding; raise TooLarge, Overloaded, or MalformedBody.
 
-
-def _expand(body: bytes, encoding: str, bytes_max: int) -> bytes:
+    What comes out is taken from the share slice by slice, so the memory of a request is little more
+    than a slice ahead of its share; only while the slices are joined, it is held twice.
+    """
+    expansion = _expand(body, encoding, bytes_max)
+    slices: list[bytes] = []
     try:
-        expanded = _unzstd(body, bytes_max) if encoding == "zstd" else _inflate(body, bytes_max)
+        one, is_whole = _pull(expansion, INLINE_BYTES_MAX)
+        while True:
+            share.take(len(one))
+            slices.append(one)
+            if is_whole:
+                return b"".join(slices)
+            async with share.inflight.expansions:
+                one, is_whole = await asyncio.to_thread(_pull, expansion, SLICE_BYTES)
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
         raise MalformedBody(f"Malformed body: not valid {encoding} ({error})") from None
-    if len(expanded) > bytes_max:
-        raise too_large(bytes_max)
-    return expanded
 
 
-def _inflate(body: bytes, bytes_max: int) -> bytes:
-    """Expand zlib (RFC 1950), gzip of one or more members (RFC 1952) or bare deflate (RFC 1951)."""
+def _pull(expansion: Iterator[bytes], bytes_max: int) -> tuple[bytes, bool]:
+    """Expand on until this many bytes went in or out, and say whether that was all."""
     parts: list[bytes] = []
+    for part in expansion:
+        parts.append(part)
+        bytes_max -= PIECE_BYTES + len(part)
+        if bytes_max <= 0:
+            return b"".join(parts), False
+    return b"".join(parts), True
+
+
+def _expand(body: bytes, encoding: str, bytes_max: int) -> Iterator[bytes]:
+    """Expand one or more members or frames, piece by piece."""
+    open_member = _opener(body, encoding)
     size = at = members = 0
-    bits = _ZLIB_OR_GZIP
     while at < len(body) or not members:
-        members = _next_member(members)
-        stream = zlib.decompressobj(bits)
-        while at < len(body) and not stream.eof:
+        members += 1
+        if members > MEMBERS_MAX:
+            raise EOFError(f"it has more than {MEMBERS_MAX} members")
+        member = open_member()
+        while at < len(body) and not member.eof:
             piece = body[at : at + PIECE_BYTES]
-            try:
-                part = stream.decompress(piece, bytes_max + 1 - size)
-            except zlib.error:
-                if at or bits == _RAW_DEFLATE or body.startswith(b"\x1f\x8b"):
-                    raise
-                bits = _RAW_DEFLATE  # some senders mean this by "deflate"
-                stream = zlib.decompressobj(bits)
-                continue
+            part = member.decompress(piece)
             at += len(piece)
-            parts.append(part)
             size += len(part)
             if size > bytes_max:
-                return b"".join(parts)
-        if not stream.eof:
+                raise too_large(bytes_max)
+            yield part
+        if not member.eof:
             raise EOFError("it ends too early")
-        at -= len(stream.unused_data)
-    return b"".join(parts)
+        at -= len(member.unused_data)
 
 
-def _unzstd(body: bytes, bytes_max: int) -> bytes:
-    """Expand zstd frames (RFC 8878)."""
-    parts: list[bytes] = []
-    size = at = members = 0
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
-    while at < len(body) or not members:
-        members = _next_member(members)
-        # decompressobj has no bound on its output: feed it pieces whose output is bounded, since
-        # one block of at most 128 KiB comes out of as little as 4 bytes.
-        stream = decompressor.decompressobj()
-        while at < len(body) and not stream.eof:
-            piece = body[at : at + PIECE_BYTES]
-            part = stream.decompress(piece)
-            at += len(piece)
-            parts.append(part)
-            size += len(part)
-            if size > bytes_max:
-                return b"".join(parts)
-        if not stream.eof:
-            raise EOFError("it ends too early")
-        at -= len(stream.unused_data)
-    return b"".join(parts)
+def _opener(body: bytes, encoding: str) -> Callable[[], Any]:
+    """Return what begins a member: zstd (RFC 8878), gzip (RFC 1952), zlib (1950) or deflate (1951).
 
-
-def _next_member(members: int) -> int:
-    if members >= MEMBERS_MAX:
-        raise EOFError(f"it has more than {MEMBERS_MAX} members")
-    return members + 1
+    Some senders mean bare deflate by "deflate". It can't be taken for one of the others: their
+    first byte would be a stored block with padding that is not zero, or a block of no type.
+    """
+    if encoding == "zstd":
+        return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompressobj
+    is_bare = encoding == "deflate" and not _WRAPPED.match(body)
+    return partial(zlib.decompressobj, _BARE_DEFLATE if is_bare else _ZLIB_OR_GZIP)

@@ -134,6 +134,61 @@ def test_a_bomb_is_refused_before_it_takes_memory(
     assert peak < 60_000_000
 
 
+@forms
+def test_expanding_leaves_the_loop_to_others(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """Few bytes that expand to very many are expanded elsewhere; few that stay few are not."""
+
+    async def turns(body: bytes) -> int:
+        """Count how often others had the loop."""
+        expanding = asyncio.ensure_future(expand(body, encoding, share(), 50_000_000))
+        count = -1
+        while not expanding.done():
+            await asyncio.sleep(0)
+            count += 1
+        return count
+
+    assert asyncio.run(turns(compress(TEXT))) == 0
+    assert asyncio.run(turns(compress(bytes(50_000_000)))) > 0
+
+
+def test_few_bodies_are_expanded_at_once() -> None:
+    """A large body waits for a thread, a small one waits for nobody."""
+
+    async def main() -> None:
+        inflight = Inflight(10**9)
+        large = gzip.compress(bytes(2_000_000))
+        for _ in range(module.EXPANSIONS_MAX):
+            await inflight.expansions.acquire()
+        waiting = asyncio.create_task(expand(large, "gzip", Share(inflight), 10**8))
+        small = await expand(gzip.compress(TEXT), "gzip", Share(inflight), 10**8)
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert (small, done) == (TEXT, set())
+        inflight.expansions.release()
+        assert len(await waiting) == 2_000_000
+
+    asyncio.run(main())
+
+
+@forms
+def test_memory_is_accounted_for_as_it_is_taken(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """A body that expands beyond what all may hold is turned away long before its end."""
+    inflight = Inflight(1_000_000)
+    Share(inflight).take(1)
+    bomb = compress(bytes(80_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Overloaded):
+            asyncio.run(expand(bomb, encoding, Share(inflight), 10**9))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60_000_000
+
+
 @pytest.mark.parametrize(("encoding", "compress"), MULTI)
 def test_a_bomb_of_empty_members_costs_no_more_than_its_bytes(
     encoding: str, compress: Callable[[bytes], bytes]
@@ -239,8 +294,66 @@ def test_a_body_over_the_limit_is_left_unread() -> None:
 def test_a_sender_that_pauses_too_long_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that stops arriving ends with an error, not with a connection held for ever."""
     monkeypatch.setattr(module, "PAUSE_S_MAX", 0.01)
-    with pytest.raises(MalformedBody, match=r"^Malformed body"):
-        read(part(b"half"))
+    for arrived in ([], [part(b"half")]):
+        with pytest.raises(MalformedBody, match=r"^Malformed body: it did not arrive in time$"):
+            read(*arrived)
+
+
+def test_a_sender_that_never_ends_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not hold a connection for ever, nor does its reader wait on."""
+    monkeypatch.setattr(module, "BODY_S_MAX", 0.05)
+    given_up = []
+
+    async def receive() -> dict[str, Any]:
+        try:
+            await asyncio.sleep(0.004)
+        except asyncio.CancelledError:
+            given_up.append(1)
+            raise
+        return part(b" ")
+
+    with pytest.raises(MalformedBody, match=r"^Malformed body: it did not arrive in time$"):
+        asyncio.run(read_body(receive, share(), BYTES_MAX))
+    assert given_up == [1]
+
+
+def test_what_is_waited_for_arrives() -> None:
+    """Parts come at once or later, after one wait or several; a fault in between gets through."""
+    arriving = iter([b"a", b"b", b"c", b"d"])
+
+    async def receive() -> dict[str, Any]:
+        body = next(arriving)
+        for _ in range(body[0] % 3):
+            await asyncio.sleep(0.001)
+        return part(body, more=body != b"c")
+
+    assert asyncio.run(read_body(receive, share(), BYTES_MAX)) == b"abc"
+
+    async def fail() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(read_body(fail, share(), BYTES_MAX))
+
+
+def test_a_reader_can_be_cancelled() -> None:
+    """A request that is given up while its body arrives gives up the waiting as well."""
+
+    async def main() -> None:
+        event = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await event.wait()
+            raise AssertionError
+
+        reading = asyncio.create_task(read_body(receive, share(), BYTES_MAX))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(main())
 
 
 def test_all_requests_share_one_budget() -> None:

@@ -1,7 +1,9 @@
 """Bodies to records: fast for good ones, exact for bad ones, and never worse than refused."""
 
 import json
+import time
 import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -158,7 +160,10 @@ def test_any_bytes_are_decoded_or_refused(body: bytes, is_ndjson: bool) -> None:
                 json.loads(str(text or "null"))
 
 
-@given(st.lists(st.sampled_from([GOOD, DEEP, LONE, NOT_UTF8, WRONG, b"5", b"null"]), min_size=1))
+elements = st.sampled_from([GOOD, DEEP, LONE, NOT_UTF8, WRONG, b"5", b"null"])
+
+
+@given(st.lists(elements, min_size=1, max_size=15))
 def test_a_bad_record_costs_itself_alone(elements: list[bytes]) -> None:
     """Among any neighbours, in any form, a good record is accepted and a bad one is named."""
     array = b"[" + b" ,\n".join(elements) + b"]"
@@ -171,6 +176,17 @@ def test_a_bad_record_costs_itself_alone(elements: list[bytes]) -> None:
     if set(elements) != {DEEP}:
         built = rows_of(decode(b"\n".join(elements), is_ndjson=True))
         assert [index for index, _ in built.rejections] == bad
+
+
+@given(st.lists(any_records | json_values, max_size=6), st.sampled_from([b",", b" ,\r\n\t"]))
+def test_an_array_is_parted_in_the_same_places_in_both_ways(sent: list[Any], comma: bytes) -> None:
+    """Beside a record nested too deeply every other one comes out as it does without it."""
+    parts = [json.dumps(one, ensure_ascii=False, indent=1).encode() for one in sent]
+    wanted = rows_of(decode(b"[" + comma.join(parts) + b"]", is_ndjson=False))
+    got = rows_of(decode(b" [" + comma.join([*parts, DEEP]) + b" ] ", is_ndjson=False))
+    assert got.rows == wanted.rows
+    assert got.rejections[:-1] == wanted.rejections
+    assert got.rejections[-1][0] == len(sent)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +213,7 @@ def test_faults_are_named(bad: bytes, field: str | None, detail: str) -> None:
         *(b"", b" \n", b"{", b"[", b"nope", b"\x00", b"{'a':1}", b"\xff\xfe{\x00}\x00"),
         *(GOOD + b"x", b"[" + GOOD + b"] x", b"[" + GOOD + b",]"),
         *(b"[" * 100_000, b'{"logs":' + b"[" * 100_000),
+        *(b"[" + DEEP + b"}", b'{"logs":[' + DEEP + b"}}", b'{"logs":[' + DEEP + b"]"),
         *(DEEP, b"[" + DEEP, b"[" + DEEP + b"]]", b'{"logs":[' + DEEP + b"],"),
     ],
 )
@@ -331,6 +348,55 @@ def test_tiny_elements_do_not_take_memory(body: bytes) -> None:
     assert peak < 4 * len(body) + 20_000_000
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[[" + b"{}," * 1_000_000 + b"{}]]",
+        b"[[[[" + b"{}," * 1_000_000 + b"{}]]]]",
+        b"[" + b"[" * 2000 + b'"",' * 1_000_000 + b"0" + b"]" * 2001,
+        b"[" + b"[[[[]]]]," * 150_000 + b"0]",
+        b"[" + DEEP + b",[" + b"[[[[]]]]," * 150_000 + b"0]]",
+        b'[["' + b'\\"' * 1_500_000 + b'"' + b",0" * 600_000 + b"]]",
+        b"[" * 3_000_000,
+    ],
+    ids=["objects", "four deep", "very deep", "marks", "marks inside", "quotes", "brackets"],
+)
+def test_structure_takes_neither_memory_nor_time(body: bytes) -> None:
+    """A few megabytes of nothing but structure hold neither the worker nor its memory for long."""
+    started = time.perf_counter()
+    with suppress(MalformedBody, TooLarge):
+        decode_json(body, LIMITS)
+    assert time.perf_counter() - started < 3
+    tracemalloc.start()
+    try:
+        with suppress(MalformedBody, TooLarge):
+            decode_json(body, LIMITS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_a_large_batch_of_rich_records_is_taken() -> None:
+    """What guards against bodies of nothing but structure lets pass what a sender may mean."""
+    rich = record(metadata={"items": [{"id": n, "tags": ["a", "b"]} for n in range(30)]})
+    body = b"[" + b",".join([json.dumps(rich).encode()] * 9_000) + b"]"
+    decoded, _ = decode_json(body, LIMITS)
+    assert len(decoded) == 9_000
+    assert shape(decoded) == [""] * 9_000
+
+
+def test_blanks_take_no_time() -> None:
+    """However blanks are spread over lines, finding the records is linear work."""
+    started = time.perf_counter()
+    with suppress(TooLarge):
+        decode_ndjson(b" " * 1_000_000 + b"\n" * 10_001 + GOOD, LIMITS)
+    with suppress(TooLarge):
+        decode_ndjson((b" " * 100_000 + b"\r\n") * 50 + b"\n" * 10_001 + GOOD, LIMITS)
+    decode_json(b" " * 5_000_000 + b"[" + b" " * 5_000_000 + b"]", LIMITS)
+    assert time.perf_counter() - started < 3
+
+
 def test_millions_of_lines_do_not_take_memory() -> None:
     """Lines are counted before they are cut apart."""
     tracemalloc.start()
@@ -344,7 +410,10 @@ def test_millions_of_lines_do_not_take_memory() -> None:
 
 
 inner_chunks = st.sampled_from(
-    [GOOD, DEEP, LONE, NOT_UTF8, WRONG, GOOD[:-1], GOOD[1:], GOOD[:-1] + b',"metadata":{', b"\n"]
+    [
+        *(GOOD, DEEP, LONE, NOT_UTF8, WRONG, GOOD[:-1], GOOD[1:], GOOD[:-1] + b',"metadata":{'),
+        *(GOOD[:-1] + b',"message":"', b'","level":"INFO"}', b'"', b"\n"),
+    ]
 )
 singles = st.one_of(
     inner_chunks,
@@ -354,6 +423,9 @@ singles = st.one_of(
 
 
 @given(st.lists(singles, min_size=1, max_size=5))
+@example([b'{"m":"}', b'{"}'])
+@example([GOOD[:-1] + b',"message":"}', b'{"}', GOOD + b"\n" + GOOD])
+@example([GOOD[:-1] + b',"metadata":{}', b"{}}", GOOD + GOOD])
 def test_records_decoded_together_are_those_decoded_alone(sent: list[bytes]) -> None:
     """Of bodies decoded in one step each gets its own record, or None as it would alone."""
 
