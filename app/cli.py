@@ -1,9 +1,11 @@
 """The command `central-logger`."""
 
+import errno
 import fcntl
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +55,7 @@ def serve(
     """Run the service; stops on SIGTERM after what it has accepted is stored."""
     settings = _settings(HOST=host, PORT=port, DATA_DIR=data_dir, WORKERS=workers)
     held = _hold(settings)
+    _check_start(settings)
     metrics_dir = _share_metrics() if settings.workers > 1 else None
     # The server raises the signal once more when it has drained: that is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -109,6 +112,25 @@ def _settings(**overrides: Any) -> Settings:
         return load_settings()
     except BadSetting as error:
         _refuse(str(error), code=2)
+
+
+def _check_start(settings: Settings) -> None:
+    """Refuse in one line here what would else be refused by each worker."""
+    from app.keys.bootstrap import open_secrets  # noqa: PLC0415  # as in migrate
+    from app.keys.database import StartRefused  # noqa: PLC0415
+
+    try:
+        open_secrets(settings.data_dir, settings.secret_key)
+    except StartRefused as error:
+        _refuse(str(error), code=2)
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            name = "PORT" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "HOST"
+            example = "8000" if name == "PORT" else "127.0.0.1"
+            _refuse(f"{name}: {error.strerror}; example: {name}={example}", code=2)
 
 
 def _hold(settings: Settings) -> TextIO:

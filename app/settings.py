@@ -26,6 +26,10 @@ EXAMPLES = {
     "KEY_HASHER": "auto",
     "SECRET_KEY": "48 random characters, as from `openssl rand -base64 36`",
     "LOG_LEVEL": "info",
+    "INITIAL_ADMIN_KEY": "a key of at least 20 random ASCII characters",
+    "API_KEY_ADMIN": "a key of at least 20 random ASCII characters",
+    "API_KEY_DEFAULT": "a key of at least 20 random ASCII characters",
+    "HOST": "127.0.0.1",
     "PUBLIC_URL": "https://logs.example.com",
 }
 
@@ -133,6 +137,13 @@ class Settings(BaseSettings):
             raise ValueError("is not supported by this version; leave it empty")
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
+            raise ValueError("is not an http or https URL")
+        return value.rstrip("/")
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -172,5 +183,6 @@ def load_settings(**overrides: Any) -> Settings:
             name, _, fault = fault.partition(": ")
     except SettingsError as error:
         name, fault = "settings", str(error)
-    example = EXAMPLES.get(name, "see .env.example")
+    default = Settings.model_fields[name.lower()].default if name != "settings" else ""
+    example = EXAMPLES.get(name, default)
     raise BadSetting(f"{name}: {fault}; example: {name}={example}")

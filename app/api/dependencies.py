@@ -56,7 +56,7 @@ async def platform_admin(principal: Caller) -> Principal:
     return principal
 
 
-def client_asked(principal: Principal, named: str | None) -> str:
+def client_asked(principal: Principal, named: str | None, opened: Services) -> str:
     """Return the client whose data is asked for: the key's own, or the one an admin names.
 
     Another client's is not forbidden but not found, as if it did not exist.
@@ -67,6 +67,10 @@ def client_asked(principal: Principal, named: str | None) -> str:
         return principal.client_id
     if named is None:
         raise Invalid.parameter("client_id", "is required with an admin key")
-    if named != ALL_CLIENTS and not SLUG.fullmatch(named):
+    if named == ALL_CLIENTS:
+        return named
+    if not SLUG.fullmatch(named):
         raise Invalid.parameter("client_id", NOT_A_SLUG)
+    if not opened.authenticator.has_client(named):
+        raise NotFound
     return named

@@ -16,6 +16,9 @@ from app.errors import StorageUnavailable
 
 router = APIRouter(tags=["health"])
 
+# Shorter than most probes wait: they should hear a reason, not their own time-out.
+PROBE_S_MAX = 2.0
+
 _STATUS = {"application/json": {"schema": {"type": "object", "properties": {"status": {}}}}}
 
 
@@ -28,8 +31,12 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", summary="Can it store logs?", **documented(_STATUS, 503, public=True))
 async def ready(opened: Opened) -> dict[str, str]:
     """Answer 200 while both planes can be written to, 503 otherwise."""
-    await opened.store.ping()
-    await asyncio.to_thread(_ping, opened.engine)
+    try:
+        async with asyncio.timeout(PROBE_S_MAX):
+            await opened.store.ping()
+            await asyncio.to_thread(_ping, opened.engine)
+    except TimeoutError:
+        raise StorageUnavailable("it does not answer in time") from None
     return {"status": "ok"}
 
 

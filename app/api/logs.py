@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ALL_CLIENTS, LogReader, Opened, client_asked
 from app.api.openapi import LOG_FILTERS, LOG_PAGE, LOG_RECORD, documented
+from app.api.services import Services
 from app.errors import Forbidden, Invalid, NotFound
 from app.keys.principal import Principal
 from app.logs.identity import parse_id
@@ -27,7 +28,7 @@ SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 async def list_logs(request: Request, principal: LogReader, opened: Opened) -> Response:
     """Return one page; `next_cursor` continues it, without gap or repeat, while logs arrive."""
     params = list(request.query_params.multi_items())
-    client_id = _one_client(principal, params)
+    client_id = _one_client(principal, params, opened)
     query = _within_datasets(
         principal,
         parse_log_query(
@@ -47,7 +48,7 @@ async def list_logs(request: Request, principal: LogReader, opened: Opened) -> R
 async def get_log(log_id: str, request: Request, principal: LogReader, opened: Opened) -> Response:
     """Return the same object as in the list; another client's log is not found."""
     place = parse_id(log_id)
-    client_id = _one_client(principal, request.query_params.multi_items())
+    client_id = _one_client(principal, request.query_params.multi_items(), opened)
     if place is None:
         raise NotFound
     query = _within_datasets(principal, LogQuery(client_id, log_id=place))
@@ -57,11 +58,11 @@ async def get_log(log_id: str, request: Request, principal: LogReader, opened: O
     return Response(page.logs.encode(), media_type="application/json", headers=SAFE)
 
 
-def _one_client(principal: Principal, params: list[tuple[str, str]]) -> str:
+def _one_client(principal: Principal, params: list[tuple[str, str]], opened: Services) -> str:
     named = [value for name, value in params if name == "client_id"]
     if len(set(named)) > 1:
         raise Invalid.parameter("client_id", "is given twice")
-    client_id = client_asked(principal, named[0] if named else None)
+    client_id = client_asked(principal, named[0] if named else None, opened)
     if client_id == ALL_CLIENTS:
         raise Invalid.parameter("client_id", "must name one client")
     return client_id

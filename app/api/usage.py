@@ -28,7 +28,7 @@ async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the 
     group = next((one for one in USAGE_GROUPS if one == group_by), None)
     if group is None:
         raise Invalid.parameter("group_by", f"must be one of {', '.join(USAGE_GROUPS)}")
-    client = client_asked(principal, client_id)
+    client = client_asked(principal, client_id, opened)
     rows = await opened.store.usage(
         UsageQuery(
             client_id=None if client == ALL_CLIENTS else client,

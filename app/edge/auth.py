@@ -117,6 +117,10 @@ class Authenticator:
             self._count_failure(self.source(scope))
             raise
 
+    def has_client(self, client_id: str) -> bool:
+        """Say whether there is a client of that name; raises StorageUnavailable."""
+        return self._keyring.has_client(client_id)
+
     def source(self, scope: Any) -> str:
         """Return the address that a request came from; empty if there is none (a Unix socket)."""
         client = scope.get("client")

@@ -133,7 +133,7 @@ class IngestEndpoint:
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
         upload = _Upload(
             account,
-            _client(account.principal, query_string),
+            self._client(account.principal, query_string),
             content_type != JSON_TYPES[0] and _is_ndjson(content_type),
             encoding,
             _idempotency_key(headers[b"idempotency-key"])
@@ -141,8 +141,27 @@ class IngestEndpoint:
             else None,
             Share(self._inflight),
         )
-        self._limiter.admit(account, 0 if encoding else declared, logs=1)
+        # With an Idempotency-Key it may be a repeat, which costs nothing but a request.
+        if upload.idempotency_key is None:
+            self._limiter.admit(account, 0 if encoding else declared, logs=1)
+        else:
+            self._limiter.admit(account)
         return upload
+
+    def _client(self, principal: Principal, query_string: bytes) -> str:
+        """Return the client that is written for: the key's own; a platform key names one."""
+        named = None
+        if query_string:
+            named = dict(parse_qsl(query_string.decode("latin-1"))).get("client_id")
+        if principal.client_id is not None:
+            if named not in {None, principal.client_id}:
+                raise NotFound
+            return principal.client_id
+        if named is None or not SLUG.fullmatch(named):
+            raise Invalid.parameter("client_id", "is required with an admin key")
+        if not self._authenticator.has_client(named):
+            raise NotFound  # whoever is made under that name later would find these logs
+        return named
 
     async def _store_upload(self, upload: "_Upload", receive: Any, request_id: str) -> Reply:
         """Read, decode and commit; what the request holds and did not use is given back."""
@@ -304,25 +323,12 @@ def _single_id(built: Rows, day: int) -> str:
     return format_id(us, day, seq)
 
 
-def _client(principal: Principal, query_string: bytes) -> str:
-    """Return the client that is written for: the key's own; a platform key names one."""
-    named = None
-    if query_string:
-        named = dict(parse_qsl(query_string.decode("latin-1"))).get("client_id")
-    if principal.client_id is not None:
-        if named not in {None, principal.client_id}:
-            raise NotFound
-        return principal.client_id
-    if named is None or not SLUG.fullmatch(named):
-        raise Invalid.parameter("client_id", "is required with an admin key")
-    return named
-
-
 def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Join the values of repeated headers as RFC 9110 (5.3) says: none of them hides another."""
     combined: dict[bytes, bytes] = {}
     for name, value in headers:
-        combined[name] = combined[name] + b", " + value if name in combined else value
+        if combined.setdefault(name, value) != value:
+            combined[name] += b", " + value
     return combined
 
 

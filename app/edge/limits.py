@@ -92,6 +92,7 @@ class Account:
 
     __slots__ = (
         "_kinds",
+        "_pairs",
         "_policies",
         "_second",
         "_template",
@@ -111,6 +112,8 @@ class Account:
         self._second = -1
         kinds = (("requests", requests), ("logs", logs), ("bytes", bytes_))
         self._kinds = [(name, meters) for name, meters in kinds if meters]  # the limited ones
+        # The key's and the client's meter of each, or one of them twice: laid out for the headers.
+        self._pairs = [(*meters[0], *meters[-1]) for _, meters in self._kinds]
         self._policies = ", ".join(
             f'"{name}";q={min(meter.limit for meter in meters)};w={WINDOW_S}'
             for name, meters in self._kinds
@@ -147,7 +150,10 @@ class Account:
 
         Of each kind they tell the tightest meter. Each line ends with CR LF.
         """
-        left = [_left(meters) for _, meters in self._kinds]
+        left = []
+        for one, one_limit, other, other_limit in self._pairs:
+            free, other_free = one_limit - one.used, other_limit - other.used
+            left.append(max(0, min(free, other_free)))
         if self.requests:
             left.append(left[0])
         return self._template % tuple(left)
@@ -155,13 +161,6 @@ class Account:
 
 def _tightest(meters: Meters) -> Meter:
     return min(meters, key=lambda meter: meter.limit - meter.window.used)
-
-
-def _left(meters: Meters) -> int:
-    left = meters[0][1] - meters[0][0].used
-    for window, limit in meters[1:]:
-        left = min(left, limit - window.used)
-    return max(left, 0)
 
 
 class Limiter:

@@ -13,12 +13,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 from app.edge import metrics
-from app.errors import LoggerError
+from app.errors import LoggerError, StorageUnavailable
 from app.keys.principal import Principal
-from app.logs.batch import Batch
+from app.logs.batch import Batch, Receipt
 from app.logs.decode import decode_singles
 from app.logs.identity import ARRIVAL_MASK, SLOT_BITS, format_id, received_us
 from app.logs.record import LogRecord
@@ -37,6 +38,15 @@ class _Waiting(NamedTuple):
     stored: "asyncio.Future[bytes | None]"
 
 
+class _Group(NamedTuple):
+    """Logs on their way to the store; `arrival` is the first of the run that they got."""
+
+    members: list[_Waiting]
+    built: Rows
+    batch: Batch
+    arrival: int
+
+
 def is_candidate(body: bytes, bytes_max: int) -> bool:
     """Say whether a body may be one plain log: an object from its first to its last byte."""
     return len(body) <= bytes_max and body[:1] == b"{" and body[-1:] == b"}"
@@ -48,7 +58,7 @@ class Singles:
     def __init__(self, store: LogStore) -> None:
         self._store = store
         self._waiting: list[_Waiting] = []
-        self._commits: set[asyncio.Task[None]] = set()
+        self._commits: set[asyncio.Future[Receipt]] = set()
 
     def join(
         self, principal: Principal, client_id: str, body: bytes
@@ -71,32 +81,39 @@ class Singles:
         waiting, self._waiting = self._waiting, []
         try:
             for members, records in _grouped(waiting):
-                task = asyncio.create_task(self._store_group(members, records))
-                self._commits.add(task)
-                task.add_done_callback(self._commits.discard)
+                self._send_off(members, records)
         except Exception as error:
             _fail(waiting, error)
             raise
 
-    async def _store_group(self, members: list[_Waiting], records: list[LogRecord]) -> None:
-        """Commit one key's logs of one dataset; every member gets an answer, whatever happens."""
-        started = time.perf_counter()
+    def _send_off(self, members: list[_Waiting], records: list[LogRecord]) -> None:
+        """Hand a group to the store; every member gets an answer, whatever happens."""
+        day, arrival = self._store.clock.take(len(records))
+        built = build_rows([*records], members[0].principal.allowed_datasets, arrival)
+        for index, _ in built.rejections:
+            _hand_back(members[index])
+        if not built.rows:
+            return
+        group = _Group(members, built, _batch(members, built, day, arrival), arrival)
         try:
-            day, arrival = self._store.clock.take(len(records))
-            principal = members[0].principal
-            built = build_rows([*records], principal.allowed_datasets, arrival)
-            for index, _ in built.rejections:
-                _hand_back(members[index])
-            if built.rows:
-                batch = _batch(members, built, day, arrival)
-                receipt = await self._store.append(batch)
-                metrics.count_commit(batch, receipt, time.perf_counter() - started)
-                _tell(members, built, day, arrival)
+            commit = asyncio.ensure_future(self._store.append(group.batch))
         except LoggerError as error:
             _fail(members, error)
-        except Exception as error:
-            _fail(members, error)
-            raise
+        else:
+            self._commits.add(commit)
+            commit.add_done_callback(partial(self._committed, group, time.perf_counter()))
+
+    def _committed(
+        self, group: "_Group", started: float, commit: "asyncio.Future[Receipt]"
+    ) -> None:
+        self._commits.discard(commit)
+        if commit.cancelled():
+            _fail(group.members, StorageUnavailable("the service stops"))
+        elif (error := commit.exception()) is not None:
+            _fail(group.members, error)
+        else:
+            metrics.count_commit(group.batch, commit.result(), time.perf_counter() - started)
+            _tell(group)
 
 
 def _grouped(waiting: list[_Waiting]) -> Iterable[tuple[list[_Waiting], list[LogRecord]]]:
@@ -132,12 +149,12 @@ def _batch(members: list[_Waiting], built: Rows, day: int, arrival: int) -> Batc
     )
 
 
-def _tell(members: list[_Waiting], built: Rows, day: int, arrival: int) -> None:
+def _tell(group: _Group) -> None:
     """Answer those whose logs are on disk; nothing in the reply needs escaping."""
-    client_id = members[0].client_id
-    for us, seq, *_ in built.rows:
+    members, day, client_id = group.members, group.batch.day, group.batch.client_id
+    for us, seq, *_ in group.built.rows:
         # The rows are sorted by time; a row's arrival tells whose it is.
-        stored = members[((seq & ARRIVAL_MASK) - arrival) >> SLOT_BITS].stored
+        stored = members[((seq & ARRIVAL_MASK) - group.arrival) >> SLOT_BITS].stored
         if not stored.done():  # a member whose request was given up is stored all the same
             log_id, received_at = format_id(us, day, seq), format_instant(received_us(day, seq))
             reply = f'{{"id":"{log_id}","client_id":"{client_id}","received_at":"{received_at}"}}'
@@ -149,7 +166,7 @@ def _hand_back(one: _Waiting) -> None:
         one.stored.set_result(None)
 
 
-def _fail(members: list[_Waiting], error: Exception) -> None:
+def _fail(members: list[_Waiting], error: BaseException) -> None:
     for one in members:
         if not one.stored.done():
             # Each its own: an exception grows a traceback wherever it is raised.

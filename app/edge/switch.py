@@ -38,7 +38,10 @@ class Edge:
     async def _ask_control(self, scope: Any, receive: Any, send: Any) -> None:
         """Give the answer a request id, and the limits that the request ran past."""
         request_id = new_request_id()
-        state = scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        state = {**scope.get("state", {}), "request_id": request_id}
+        # A HEAD is a GET whose body the server leaves out (RFC 9110, 9.3.2).
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        scope = {**scope, "state": state, "method": method}
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -130,6 +130,10 @@ class Keyring:
             self._remember(_ANONYMOUS, principal)
         return principal
 
+    def has_client(self, client_id: str) -> bool:
+        """Say whether there is a client of that name; raises StorageUnavailable."""
+        return self._records.client(client_id) is not None
+
     def close(self) -> None:
         """Stop what runs in the background and let go of the watch."""
         for task in self._tasks:

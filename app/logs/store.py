@@ -4,6 +4,7 @@ Implementations live in `app/storage/`: sqlite (embedded) and memory (a fake for
 one contract suite, `tests/storage/test_contract.py`.
 """
 
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -25,8 +26,11 @@ class LogStore(Protocol):
 
     clock: ArrivalClock
 
-    async def append(self, batch: Batch) -> Receipt:
-        """Commit a batch with its usage and idempotency record; on return it is on disk."""
+    def append(self, batch: Batch) -> Awaitable[Receipt]:
+        """Commit a batch with its usage and idempotency record; once awaited it is on disk.
+
+        No coroutine by rule: a store may send the batch off at once, in the same turn of the loop.
+        """
         ...
 
     def claim(self, client_id: str, key: str) -> AbstractAsyncContextManager[StoredOutcome | None]:

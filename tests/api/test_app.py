@@ -162,3 +162,9 @@ def test_every_error_has_its_status() -> None:
     for kind in leaves(LoggerError):
         error = kind.__new__(kind)
         assert 400 <= status_of(error) <= 503
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/docs"])
+def test_head_is_get_without_a_body(service: Service, path: str) -> None:
+    """A HEAD answers as a GET does: monitors ask so."""
+    assert service.request("HEAD", path).status_code == 200

@@ -784,3 +784,37 @@ def test_usage_is_kept_by_key(service: Service, client_id: str) -> None:
         key_id_of(keys[0]): 2,
         key_id_of(keys[1]): 3,
     }
+
+
+def test_404_an_admin_key_writes_for_no_client_that_is_not_there(service: Service) -> None:
+    """Logs for a misspelt client are refused: nobody could find them, or the wrong one later."""
+    admin = service.key(None)
+    problem(service.post(record(), admin, path=f"{LOGS}?client_id=never-made"), 404, "Not found")
+
+
+def test_404_a_client_key_names_no_other_client(service: Service) -> None:
+    """A client's key that names another client stores nothing for either."""
+    key = service.key("names-another")
+    service.key("another-client")
+    response = service.post(record(), key, path=f"{LOGS}?client_id=another-client")
+    problem(response, 404, "Not found")
+    assert service.post(record(), key, path=f"{LOGS}?client_id=names-another").status_code == 201
+
+
+def test_201_a_repeat_needs_no_room_for_logs(service: Service) -> None:
+    """A repeat under an Idempotency-Key is answered although the limit of logs is used up."""
+    key = service.key("repeats-when-full", limits={"logs_per_minute": 1})
+    body = record()
+    first = service.post(body, key, idempotency_key="once")
+    assert first.status_code == 201
+    assert service.post(record(), key).status_code == 429
+    again = service.post(body, key, idempotency_key="once")
+    assert (again.status_code, again.content) == (201, first.content)
+
+
+def test_201_a_duplicate_is_told_as_it_is_stored(service: Service) -> None:
+    """The reply to a repeated id names the stored log and the time at which that one came."""
+    key = service.key("told-as-stored")
+    first = service.post(record(id="a"), key).json()
+    again = service.post(record(id="a", message="later"), key).json()
+    assert again == {**first, "duplicate": True}

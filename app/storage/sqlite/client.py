@@ -103,10 +103,9 @@ class WriterClient:
             except TimeoutError:
                 log.info("the writer process lives on")  # for other workers, or to finish
 
-    async def append(self, batch: Batch) -> Receipt:
-        """Return when the batch is on disk."""
-        answer = await self._ask(lambda number: Append(number, batch))
-        return answer.receipt if isinstance(answer, Receipted) else _PLAIN
+    def append(self, batch: Batch) -> asyncio.Future[Receipt]:
+        """Send a batch off at once; the future is done when it is on disk."""
+        return self._ask(lambda number: Append(number, batch))
 
     async def ping(self) -> None:
         """Return when the writer answers."""
@@ -164,11 +163,13 @@ class WriterClient:
     def _answered(self, answer: Answer) -> None:
         if isinstance(answer, Done):
             for number in answer.numbers:
-                self._settle(number, answer)
+                self._settle(number, _PLAIN)
         elif isinstance(answer, Welcome):
             self._clock.slot = answer.slot
             self._welcomed.set()
-        elif isinstance(answer, Receipted | Claimed):
+        elif isinstance(answer, Receipted):
+            self._settle(answer.number, answer.receipt)
+        elif isinstance(answer, Claimed):
             self._settle(answer.number, answer)
         else:
             log.error("the writer could not store", reason=answer.reason)
@@ -176,7 +177,7 @@ class WriterClient:
             if asked is not None and not asked[0].done():
                 asked[0].set_exception(StorageUnavailable(answer.reason))
 
-    def _settle(self, number: int, answer: Answer) -> None:
+    def _settle(self, number: int, answer: Receipt | Claimed) -> None:
         asked = self._asked.pop(number, None)
         # A request that the end of the server cancelled waits no more; its logs are stored all
         # the same.

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -52,9 +52,9 @@ class SqliteLogStore:
         """Connect to the writer process, which is started if it isn't there."""
         await self._writer.open()
 
-    async def append(self, batch: Batch) -> Receipt:
+    def append(self, batch: Batch) -> Awaitable[Receipt]:
         """See LogStore.append."""
-        return await self._writer.append(batch)
+        return self._writer.append(batch)
 
     def claim(self, client_id: str, key: str) -> AbstractAsyncContextManager[StoredOutcome | None]:
         """See LogStore.claim."""

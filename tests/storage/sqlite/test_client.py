@@ -37,7 +37,7 @@ async def test_the_store_recovers_from_a_killed_writer(
             make_batch(sqlite_store.clock, "acme", [record(run_id=f"{number}-{n}")])
             for n in range(200)
         ]
-        asked = [asyncio.create_task(sqlite_store.append(batch)) for batch in batches]
+        asked = [asyncio.ensure_future(sqlite_store.append(batch)) for batch in batches]
         await asked[0]
         writer_of(directory).kill()
         results = await asyncio.gather(*asked, return_exceptions=True)
@@ -62,7 +62,7 @@ async def test_questions_fail_at_once_without_a_writer(
     writer = writer_of(directory)
     writer.suspend()
     pending = [
-        asyncio.create_task(sqlite_store.append(make_batch(sqlite_store.clock, "a", [record()]))),
+        asyncio.ensure_future(sqlite_store.append(make_batch(sqlite_store.clock, "a", [record()]))),
         asyncio.create_task(sqlite_store.ping()),
     ]
     await asyncio.sleep(0)
@@ -126,7 +126,7 @@ async def test_what_waits_for_a_stopped_writer_is_bounded(
     waiting = []
     for _ in range(2 * BACKLOG_BYTES_MAX // len(body)):
         batch = make_batch(store.clock, "acme", [record(message=body[: 1024**2])] * 4)
-        waiting.append(asyncio.create_task(store.append(batch)))
+        waiting.append(asyncio.ensure_future(store.append(batch)))
         await asyncio.sleep(0)  # the question is asked
         await asyncio.sleep(0)  # and sent
     refused = [one for one in waiting if one.done()]
