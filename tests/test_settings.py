@@ -18,7 +18,7 @@ def test_example_lists_every_setting() -> None:
 
 def test_example_shows_the_defaults() -> None:
     """A copy of `.env.example` changes nothing."""
-    assert Settings(_env_file=EXAMPLE) == Settings(_env_file=None)
+    assert load_settings(_env_file=EXAMPLE) == load_settings(_env_file=None)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from app.edge import metrics
-from app.errors import LoggerError, StorageUnavailable
+from app.errors import StorageUnavailable
 from app.keys.principal import Principal
 from app.logs.batch import Batch, Receipt
 from app.logs.decode import decode_singles
@@ -95,13 +95,9 @@ class Singles:
         if not built.rows:
             return
         group = _Group(members, built, _batch(members, built, day, arrival), arrival)
-        try:
-            commit = asyncio.ensure_future(self._store.append(group.batch))
-        except LoggerError as error:
-            _fail(members, error)
-        else:
-            self._commits.add(commit)
-            commit.add_done_callback(partial(self._committed, group, time.perf_counter()))
+        commit = asyncio.ensure_future(self._store.append(group.batch))
+        self._commits.add(commit)
+        commit.add_done_callback(partial(self._committed, group, time.perf_counter()))
 
     def _committed(
         self, group: "_Group", started: float, commit: "asyncio.Future[Receipt]"

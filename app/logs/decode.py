@@ -48,8 +48,11 @@ for _ in range(2):
     _INNER = rb'%b|[\[{](?:[^"\[\]{}]++|%b)*+[\]}]' % (_STRING, _INNER)
 _MARK = re.compile(rb'(?:[^"\[\]{}]++|%b)*+([\[\]{}])' % _INNER, re.DOTALL)
 _MARK_OR_COMMA = re.compile(rb'(?:[^"\[\]{},]++|%b)*+([\[\]{},])' % _INNER, re.DOTALL)
-# Steps of `_split` for an array that C can't part: 0.2 s, and up to 50 ns for each byte passed.
-_MARKS_MAX = 200_000
+# Bounds on `_split`, for an array that C can't part: of steps, of strings and brackets passed
+# within them, and of bytes looked at where there are more of those. Each is worth 0.1 s.
+_MARKS_MAX = 100_000
+_PIECES_MAX = 2_000_000
+_DENSE_BYTES_MAX = 2 * 1024**2
 # An element costs at least one comma, and 72 bytes of memory to part in C.
 _COMMAS_UNSUSPICIOUS = 500_000
 _UNENDED = "Malformed JSON: the array does not end where the body does"
@@ -96,9 +99,9 @@ def decode_ndjson(body: bytes, limits: DecodeLimits) -> list[Decoded]:
     """
     body = body.removeprefix(_BOM)
     ends = body.count(b"\n") + (not body.endswith(b"\n"))
-    if ends <= limits.batch_records:
+    if ends <= limits.batch_records and _is_canonical(body, ends):
         records = _whole(_decode_lines, body, limits)
-        # It would take two records on a line, or one on two lines, too: then the numbers differ.
+        # It would take two records on a line, too: then the numbers differ.
         if records is not None and len(records) == ends:
             return list[Decoded](records)
     found = islice(_LINE.finditer(body), limits.batch_records + 1)
@@ -107,6 +110,13 @@ def decode_ndjson(body: bytes, limits: DecodeLimits) -> list[Decoded]:
     if lines and all(_is_malformed(one) for one in decoded):
         raise MalformedBody(f"{_detail(decoded[0])} (line 1; no line is JSON)")
     return decoded
+
+
+def _is_canonical(body: bytes, lines: int) -> bool:
+    """Say whether every line begins with `{` and ends with `}`: see decode_singles for the use."""
+    return (
+        body.startswith(b"{") and body.endswith((b"}", b"}\n")) and body.count(b"}\n{") == lines - 1
+    )
 
 
 def decode_singles(bodies: list[bytes]) -> list[LogRecord | None]:
@@ -201,17 +211,22 @@ def _parse(decode: Callable[[bytes], T], text: bytes) -> T:
 
 
 def _split(text: bytes, ends: re.Pattern[bytes], limits: DecodeLimits) -> list[bytes]:
-    """Part the array that `text` begins with, within _MARKS_MAX steps.
+    """Part the array that `text` begins with, within _MARKS_MAX steps and _PIECES_MAX pieces.
 
     For what C would part into too many elements, or not at all since one is nested too deeply.
     Elements come as they are: whether they are JSON is for their decoder to say. `ends` is what
     may follow the array.
     """
     elements: list[bytes] = []
+    pieces = text.count(b'"') // 2 + text.count(b"[") + text.count(b"{")
+    # There may be too many elements all the same, which is found out early.
+    reach = len(text) if pieces <= _PIECES_MAX else _DENSE_BYTES_MAX
     start = at = text.index(b"[") + 1
     depth = 1
     for _ in range(_MARKS_MAX):
-        match = (_MARK_OR_COMMA if depth == 1 else _MARK).match(text, at)
+        match = (_MARK_OR_COMMA if depth == 1 else _MARK).match(text, at, reach)
+        if match is None and reach < len(text):
+            break
         if match is None:
             raise MalformedBody(_UNENDED)
         mark, at = match[1], match.end()

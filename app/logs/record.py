@@ -79,12 +79,14 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 }
 
 
-# Everything up to the next escape of half a surrogate pair in one step, then that escape.
-_UP_TO_LONE_SURROGATE = re.compile(
-    rb"((?:[^\\]++|\\[^u]|\\u[^dD]|\\u[dD][0-7]|\\u[dD][89abAB]..\\u[dD][c-fC-F])++)"
-    rb"|\\u[dD][0-9a-fA-F]{3}",
+# An escape of half a surrogate pair: no second half behind the first, or no first before the second.
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
+# More of them than this are not put right: 10 ms.
+_LONE_SURROGATES_MAX = 100_000
 
 
 def mark_lone_surrogates(text: bytes) -> bytes:
@@ -92,11 +94,16 @@ def mark_lone_surrogates(text: bytes) -> bytes:
 
     The grammar of JSON allows such an escape, JavaScript writes them, and the decoder takes them
     for a broken body. Marked, they are what they amount to: text that can't be UTF-8, which costs
-    its own record and no other.
+    its own record and no other. A text with very many of them is given back as it is: malformed.
     """
     if b"\\ud" not in text and b"\\uD" not in text:
         return text
-    return _UP_TO_LONE_SURROGATE.sub(lambda match: match[1] or b"\xff" * 6, text)
+    # With escaped backslashes out of the way, every backslash begins an escape.
+    plain = text.replace(b"\xfe", b"\xff").replace(rb"\\", b"\xfe\xfe")
+    marked, count = _LONE_SURROGATE.subn(b"\xff" * 6, plain, _LONE_SURROGATES_MAX + 1)
+    if not 0 < count <= _LONE_SURROGATES_MAX:
+        return text
+    return marked.replace(b"\xfe\xfe", rb"\\")
 
 
 def malformed(error: Exception) -> str:
@@ -158,10 +165,22 @@ def _keep_unknown(metadata: Raw | None, unknown: dict[str, Raw]) -> Raw | Reject
             return Rejection("metadata", NOT_UTF8)
         inner = bytes(metadata).strip()[1:-1].strip()
     parts = [inner] if inner else []
+    onward: dict[str, str] = {}
     for name, value in unknown.items():
-        free = name
-        while free in taken:
-            free = f"_{free}"
+        free = _free_name(name, taken, onward)
         taken.add(free)
         parts.append(_encode(free) + b":" + bytes(value))
     return Raw(b"{" + b",".join(parts) + b"}")
+
+
+def _free_name(name: str, taken: set[str], onward: dict[str, str]) -> str:
+    """Find the first free name; `onward` leads past those that an earlier search has passed.
+
+    So a record of nothing but clashes costs little more than a look at each of its names.
+    """
+    passed: list[str] = []
+    while name in taken:
+        passed.append(name)
+        name = onward.get(name) or f"_{name}"
+    onward.update(dict.fromkeys(passed, name))
+    return name

@@ -100,7 +100,7 @@ def _row(record: LogRecord, series: int, arrival: int) -> Row | Rejection:
         series,
         record.run_id,
         None if duration is None else _storable(duration),
-        record.id,
+        record.id or None,  # an empty one identifies nothing
         record.message,
         error_json,
         metadata,

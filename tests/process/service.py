@@ -1,6 +1,7 @@
 """A running service under test: load on it, its processes, and what it has stored."""
 
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -178,7 +179,7 @@ def stored_logs(data_dir: Path, client_id: str) -> list[dict[str, Any]]:
     logs: list[dict[str, Any]] = []
     after = None
     while True:
-        page = reader.page(LogQuery(client_id, limit=1000, order="asc", after=after))
+        page = reader.page(LogQuery(client_id, limit=1000, order="asc", after=after), math.inf)
         logs += json.loads(f"[{page.logs}]")
         if page.last_id is None:
             reader.close()
@@ -189,7 +190,7 @@ def stored_logs(data_dir: Path, client_id: str) -> list[dict[str, Any]]:
 def stored_usage(data_dir: Path, client_id: str) -> tuple[int, int]:
     """Give the requests and logs that a client's usage counts."""
     reader = SqliteReader(data_dir / "logs")
-    rows = reader.usage(UsageQuery(client_id, "key"))
+    rows = reader.usage(UsageQuery(client_id, "key"), math.inf)
     reader.close()
     return sum(row.counts[0] for row in rows), sum(row.counts[1] for row in rows)
 

@@ -135,13 +135,15 @@ class WriterClient:
         yield answer.stored  # which no longer changes: there is nothing to hold
 
     def _ask(self, question: Callable[[int], Append | Claim | Ping]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._transport is None:
-            raise StorageUnavailable("no writer process")
+            future.set_exception(StorageUnavailable("no writer process"))
+            return future
         if self._transport.get_write_buffer_size() > BACKLOG_BYTES_MAX:
-            raise StorageUnavailable("the writer process is too far behind")
+            future.set_exception(StorageUnavailable("the writer process is too far behind"))
+            return future
         self._number += 1
         self._send(question(self._number))
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[self._number] = (future, time.monotonic())
         return future
 
