@@ -202,7 +202,7 @@ def batches(stream: Iterable[Record], size: int) -> Iterator[list[Record]]:
 def expected(record: Record) -> Record:
     """Give what the service returns for `record`, apart from id, client_id and received_at."""
     result: Record = {name: record.get(name) for name in KNOWN_FIELDS}
-    result["external_id"] = record.get("id")
+    result["external_id"] = record.get("id") or None
     result["dataset"] = record.get("dataset") or "default"
     result["executed_at"] = canonical_time(record["executed_at"])
     metadata = dict(record.get("metadata") or {})

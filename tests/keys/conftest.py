@@ -1,6 +1,7 @@
 """A control database of this test's own, and what works on it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from app.keys.keyring import Keyring
 from app.keys.principal import Limits
 from app.keys.verifier import Peppers
 from app.keys.watch import WatchLost
+from app.sqlite import sqlite3
 
 SECRET = "the first secret of this test suite"
 OLD_SECRET = "the second secret of this test suite"
@@ -38,6 +40,19 @@ class FakeWatch:
 
     def close(self) -> None:
         """Hold nothing."""
+
+
+def copy_database(path: Path, copy: Path) -> None:
+    """Make a backup of an open database."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+
+
+def replace_database(new: Path, path: Path) -> None:
+    """Restore a backup under whoever has the database open."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    new.replace(path)
 
 
 @pytest.fixture

@@ -28,7 +28,15 @@ from app.keys.registry import create_key, deactivate_key, ensure_client, import_
 from app.keys.token import base62, mint
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
-from tests.keys.conftest import DEFAULTS, OLD_SECRET, SECRET, FakeWatch, KeyringFactory
+from tests.keys.conftest import (
+    DEFAULTS,
+    OLD_SECRET,
+    SECRET,
+    FakeWatch,
+    KeyringFactory,
+    copy_database,
+    replace_database,
+)
 
 
 class CountingPeppers(Peppers):
@@ -310,6 +318,87 @@ def test_a_lost_watch_means_reading_each_key(
     watch.lost = False
     assert keyring.cached(token) is None
     _refusal(keyring, token)
+
+
+def _sql(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        raw.execute(statement, values)
+
+
+_REVOKE = "UPDATE api_keys SET is_active = 0 WHERE key_id = ?"
+
+
+def test_a_restored_backup_counts_at_once(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, tmp_path: Path
+) -> None:
+    """What another file under the name says counts on the very next call, and what it says later.
+
+    Restored twice, since an inode number that became free may be used again.
+    """
+    path, backup = tmp_path / "control.db", tmp_path / "backup.db"
+    revoked, revoked_text = _make(engine, peppers)
+    kept, kept_text = _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        for turn in range(2):
+            late, late_text = _make(engine, peppers)
+            assert await _resolve(keyring, late_text)
+            copy_database(path, backup)
+            _sql(path, "DELETE FROM api_keys WHERE key_id = ?", late.key_id)
+            _sql(backup, _REVOKE, revoked.key_id)
+            await asyncio.sleep(0)
+            assert turn or await _resolve(keyring, revoked_text)
+            assert await _resolve(keyring, kept_text)
+            replace_database(backup, path)
+            await asyncio.sleep(0)
+            assert keyring.cached(revoked_text) is None
+            with pytest.raises(InvalidKey):
+                await keyring.resolve(revoked_text)
+            # Only the new file has this one.
+            assert await _resolve(keyring, late_text)
+            _, new_text = _make(engine, peppers)
+            assert await _resolve(keyring, new_text)
+        assert await _resolve(keyring, kept_text)
+        _sql(path, _REVOKE, kept.key_id)
+        await asyncio.sleep(0)
+        assert keyring.cached(kept_text) is None
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(kept_text)
+
+    _run(main)
+
+
+def test_a_missing_database_is_an_outage(
+    engine: Engine,
+    peppers: Peppers,
+    make_keyring: KeyringFactory,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While the file is away no key works, cached or not; nothing is made in its place."""
+    path, backup = tmp_path / "control.db", tmp_path / "backup.db"
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+    asyncio.run(keyring.resolve(token))
+    copy_database(path, backup)
+    _sql(backup, _REVOKE, key.key_id)
+    for end in ("-wal", "-shm", ""):
+        (tmp_path / f"control.db{end}").unlink(missing_ok=True)
+    assert keyring.cached(token) is None
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            asyncio.run(_resolve(keyring, token))
+        with pytest.raises(StorageUnavailable):
+            keyring.anonymous()
+        with pytest.raises(StorageUnavailable):
+            ensure_client(engine, "other")
+    assert not path.exists()
+    assert len([r for r in caplog.records if r.name.startswith("app.keys")]) == 1
+    backup.rename(path)
+    _refusal(keyring, token)
+    _, new_text = _make(engine, peppers)
+    assert asyncio.run(_resolve(keyring, new_text))
 
 
 def test_an_expiry_needs_no_change(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.errors import LoggerError, MalformedBody, TooLarge
 from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson, decode_singles
-from app.logs.record import LogRecord, Rejection, validate
+from app.logs.record import LogRecord, Rejection, mark_lone_surrogates, validate
 from app.logs.rows import Rows, build_rows
 from tests.support import ndjson, record
 
@@ -121,7 +121,8 @@ def test_nothing_of_a_record_is_lost(sent: dict[str, Any]) -> None:
         return
     (row,), (series,) = built.rows, built.series
     _, _, _, run_id, duration, external_id, message, error, metadata = row
-    assert [run_id, external_id, message] == [sent.get(n) for n in ("run_id", "id", "message")]
+    assert [run_id, message] == [sent.get(n) for n in ("run_id", "message")]
+    assert external_id == (sent.get("id") or None)
     dataset = sent.get("dataset")
     assert series == (
         "default" if dataset is None else dataset,
@@ -236,10 +237,43 @@ def test_lines_none_of_which_is_json_are_malformed(body: bytes) -> None:
 def test_a_line_is_one_record() -> None:
     """Two records on a line, or one on two lines, are malformed, whoever stands beside them."""
     split = GOOD.replace(b", ", b",\n", 1)
-    for body in (GOOD + GOOD + b"\n" + GOOD, split + b"\n" + GOOD + b"\n"):
+    nested = GOOD[:-1] + b',"metadata":{"a":{}\n}}'
+    inner = GOOD[:-1] + b',"metadata":\n{}}'
+    for body in (
+        *(GOOD + GOOD + b"\n" + GOOD, split + b"\n" + GOOD + b"\n"),
+        # As many records as lines: the one cut in two makes up for the two on one line.
+        *(GOOD + GOOD + b"\n" + cut + b"\n" + GOOD for cut in (split, nested, inner)),
+    ):
         decoded = decode_ndjson(body, LIMITS)
         assert isinstance(decoded[-1], LogRecord)
         assert all(isinstance(one, Rejection) for one in decoded[:-1])
+
+
+line_chunks = st.lists(
+    st.sampled_from(
+        [
+            *(GOOD, GOOD, GOOD, GOOD.replace(b", ", b",\n"), GOOD[:-1] + b',"metadata":{}\n}'),
+            *(GOOD[:-1] + b',"metadata":\n{}}', GOOD[:-1] + b',"message":"', b'"}', WRONG),
+            *(b"\n", b"\n", b"\n", b"\r\n", b" ", b"{}", b"{", b"}"),
+        ]
+    ),
+    max_size=10,
+).map(b"".join)
+
+
+@given(line_chunks | st.lists(st.sampled_from([GOOD, GOOD + b"\r"])).map(b"\n".join))
+@example(GOOD + GOOD + b"\n" + GOOD.replace(b", ", b",\n", 1) + b"\n")
+@example(GOOD + GOOD + b"\n" + GOOD[:-1] + b',"metadata":\n{}}\n')
+def test_lines_decoded_together_are_those_decoded_alone(body: bytes) -> None:
+    """Whatever stands on the lines, each gives what it gives as the only one."""
+    lines = [line.strip(b" \t\r") for line in body.split(b"\n")]
+    alone: list[Decoded] = [validate(line) for line in lines if line]
+    if alone and all("Malformed" in detail for detail in shape(alone)):
+        with pytest.raises(MalformedBody):
+            decode_ndjson(body, LIMITS)
+        return
+    decoded = decode_ndjson(body, LIMITS)
+    assert rows_of(decoded) == rows_of(alone)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n", b" \n\t\r\n"])
@@ -292,6 +326,67 @@ def test_a_name_already_taken_gets_an_underscore() -> None:
     sent = record(metadata={"host": 1, "_host": 2}, host=3, pid=4)
     row = rows_of(decode(json.dumps(sent).encode(), is_ndjson=False)).rows[0]
     assert json.loads(str(row[8])) == {"host": 1, "_host": 2, "__host": 3, "pid": 4}
+
+
+def test_names_that_clash_take_no_time() -> None:
+    """Unknown fields each of which clashes with all those before it are put away one by one."""
+    taken, unknown = ({"_" * k + "x": k for k in range(count)} for count in (1000, 900))
+    body = json.dumps(record(metadata=taken, **unknown)).encode()
+    started = time.perf_counter()
+    rows = rows_of(decode(b"\n".join([body] * 20), is_ndjson=True)).rows
+    assert time.perf_counter() - started < 1.5
+    kept = json.loads(str(rows[0][8]))
+    assert kept == taken | {"_" * (1000 + k) + "x": k for k in range(900)}
+
+
+@given(
+    st.sets(st.integers(0, 6)),
+    st.lists(st.integers(0, 6), unique=True, max_size=7),
+)
+def test_a_clashing_name_gets_no_more_underscores_than_it_needs(
+    taken: set[int], unknown: list[int]
+) -> None:
+    """Of the names that an unknown field may get, it gets the first that is free."""
+    sent = record(
+        metadata={"_" * k + "x": -1 for k in taken}, **{"_" * k + "x": k for k in unknown}
+    )
+    row = rows_of(decode(json.dumps(sent).encode(), is_ndjson=False)).rows[0]
+    wanted = dict.fromkeys(taken, -1)
+    for k in unknown:
+        free = next(n for n in range(k, 20) if n not in wanted)
+        wanted[free] = k
+    assert json.loads(str(row[8] or "{}")) == {"_" * k + "x": v for k, v in wanted.items()}
+
+
+HALVES = [
+    *(rb"\ud83d", rb"\uDE00", rb"\udbff", rb"\uDC00", rb"\\", rb"\"", rb"\n", rb"\u0041"),
+    *(b"u", b"ud800", b"x", "\u00e9".encode(), b"\xfe", b"\xfe\xfe"),
+]
+
+
+@given(st.lists(st.sampled_from(HALVES), max_size=8).map(b"".join))
+def test_half_surrogate_pairs_are_marked_and_nothing_else(text: bytes) -> None:
+    """A text with half a pair turns into one that is not UTF-8; any other stays as it is."""
+    sent = b'["' + text + b'"]'
+    marked = mark_lone_surrogates(sent)
+    if b"\xfe" in text:
+        assert len(marked) == len(sent)
+        return
+    halves = [unit for unit in json.loads(sent)[0] if "\ud800" <= unit <= "\udfff"]
+    assert marked.count(b"\xff" * 6) == len(halves)
+    assert (marked == sent) is (not halves)
+    whole = json.loads(marked.replace(b"\xff" * 6, b""))[0]
+    assert whole == "".join(unit for unit in json.loads(sent)[0] if unit not in halves)
+
+
+@pytest.mark.parametrize("size", [1_000_000, 20_000_000])
+def test_very_many_half_pairs_are_malformed(size: int) -> None:
+    """A text of nothing but half surrogate pairs is refused without putting each one right."""
+    body = b'["' + rb"\ud800x" * (size // 7) + b'"]'
+    started = time.perf_counter()
+    with pytest.raises(MalformedBody, match=r"^Malformed JSON"):
+        decode_json(body, LIMITS)
+    assert time.perf_counter() - started < 1
 
 
 def test_a_record_too_large_costs_itself_in_a_batch() -> None:
@@ -358,15 +453,20 @@ def test_tiny_elements_do_not_take_memory(body: bytes) -> None:
         b"[" + DEEP + b",[" + b"[[[[]]]]," * 150_000 + b"0]]",
         b'[["' + b'\\"' * 1_500_000 + b'"' + b",0" * 600_000 + b"]]",
         b"[" * 3_000_000,
+        b"[" * 999_999,
+        b"[" + DEEP + b",[" + b"[[]]," * 4_000_000 + b"0]]",
     ],
-    ids=["objects", "four deep", "very deep", "marks", "marks inside", "quotes", "brackets"],
+    ids=[
+        *("objects", "four deep", "very deep", "marks", "marks inside", "quotes", "brackets"),
+        *("few brackets", "twenty megabytes"),
+    ],
 )
 def test_structure_takes_neither_memory_nor_time(body: bytes) -> None:
     """A few megabytes of nothing but structure hold neither the worker nor its memory for long."""
     started = time.perf_counter()
     with suppress(MalformedBody, TooLarge):
         decode_json(body, LIMITS)
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 1
     tracemalloc.start()
     try:
         with suppress(MalformedBody, TooLarge):

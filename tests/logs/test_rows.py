@@ -97,6 +97,12 @@ def test_null_is_the_same_as_absent() -> None:
     assert built.rows[0][3:] == (None,) * 6
 
 
+def test_an_empty_id_is_the_same_as_none() -> None:
+    """It identifies nothing, so two records that have it are no duplicates."""
+    built = build_rows([log(id=""), log(id="a"), log()], None, 0)
+    assert {row[5] for row in built.rows} == {None, "a"}
+
+
 @pytest.mark.parametrize(
     ("duration", "stored"),
     [(0, 0), (0.1, 0.1), (2**63 - 1, 2**63 - 1), (2**63, str(2**63)), (0.1 + 0.2, repr(0.1 + 0.2))],
