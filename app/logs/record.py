@@ -79,7 +79,8 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 }
 
 
-# An escape of half a surrogate pair: no second half behind the first, or no first before the second.
+# An escape of half a surrogate pair: a first half without a second one behind it, or a second
+# one without a first before it.
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F][0-9a-fA-F]{2})",
