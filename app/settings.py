@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from app.keys.verifier import SECRET_LENGTH_MIN
+
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 EXAMPLES = {
@@ -99,6 +101,13 @@ class Settings(BaseSettings):
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for part in value:
             ip_network(part, strict=False)
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _strong_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(secret) < SECRET_LENGTH_MIN for secret in value):
+            raise ValueError(f"a secret is shorter than {SECRET_LENGTH_MIN} characters")
         return value
 
     @field_validator("api_keys", mode="before")

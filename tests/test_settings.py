@@ -30,6 +30,8 @@ def test_example_shows_the_defaults() -> None:
         ("PORT", "70000", "65535"),
         ("REQUIRE_API_KEY", "perhaps", "boolean"),
         ("TRUSTED_PROXIES", "10.0.0.0/99", "10.0.0.0/99"),
+        ("SECRET_KEY", "short", "16"),
+        ("PUBLIC_URL", "nourl", "URL"),
         ("MAX_BODY_BYTES", "-1", "greater"),
         ("DATABASE_URL", "mysql://x", "sqlite"),
         ("LOG_STORE_URL", "mongodb://x", "embedded"),

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,16 @@ def open_engine(url: str) -> Engine:
     except (OSError, sqlite3.Error) as error:
         raise StorageUnavailable(f"{path}: {error}") from error
     engine = create_engine(parsed, module=sqlite3)
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+
+    @event.listens_for(engine, "do_connect")
+    def open_existing(
+        _dialect: Any, _record: Any, args: list[Any], options: dict[str, Any]
+    ) -> None:
+        # Never to make an empty database in place of one that was moved away.
+        args[0] = uri
+        options["uri"] = True
+
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return engine
@@ -181,7 +191,9 @@ def migrating(engine: Engine) -> Iterator["Config"]:
 def _prepare_file(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # SQLite would create it by the umask; its journals copy the mode of the file.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # O_EXCL: to open and close a file that SQLite has open here would drop its locks on it.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     wanted = "wal" if SQLITE_SAFE_WAL else "delete"
     connection = sqlite3.connect(path, isolation_level=None)
     deadline = time.monotonic() + JOURNAL_SWITCH_TIMEOUT_S

@@ -21,7 +21,7 @@ from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
 from app.keys.token import MalformedToken, ParsedToken, parse
 from app.keys.verifier import Peppers, is_argon2
-from app.keys.watch import ChangeWatch, SqliteWatch, WatchLost
+from app.keys.watch import ChangeWatch, DatabaseGone, SqliteWatch, WatchLost
 
 # A principal takes about 1 kB. Past this the cache starts over, which costs each key one more read:
 # an order of eviction would cost every hit.
@@ -78,6 +78,7 @@ class Keyring:
 
         self._watch = watch or _watch_of(engine)
         self._watch_lost = False
+        self._gone: str | None = None
         self._changes = 0
         self._is_fresh = False
 
@@ -132,7 +133,7 @@ class Keyring:
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""
-        return self._records.client(client_id) is not None
+        return self._stored.client(client_id) is not None
 
     def close(self) -> None:
         """Stop what runs in the background and let go of the watch."""
@@ -157,14 +158,17 @@ class Keyring:
         try:
             changed = self._watch.changed()
         except WatchLost as error:
+            self._gone = str(error) if isinstance(error, DatabaseGone) else None
             if not self._watch_lost:
-                log.warning("changes of keys cannot be seen, reading each key: %s", error)
+                instead = "refusing" if self._gone else "reading"
+                log.warning("changes of keys cannot be seen, %s each key: %s", instead, error)
             self._watch_lost = changed = True
         else:
             # The first good answer after a gap says nothing about the gap, in which each check
             # emptied the cache, but the reads after the last one filled it.
             changed = changed or self._watch_lost
             self._watch_lost = False
+            self._gone = None
         if changed:
             self._changes += 1
             self._verified.clear()
@@ -181,18 +185,25 @@ class Keyring:
 
     # Finding the key.
 
+    @property
+    def _stored(self) -> Records:
+        """The database, where it is; never what is still open of a file that has gone."""
+        if self._gone is not None:
+            raise StorageUnavailable(self._gone)
+        return self._records
+
     def _candidates(self, parsed: ParsedToken | None, tags: list[str]) -> list[Candidate]:
         """Find what the key may be, reading the database only for what may be there."""
         if parsed is not None:
             configured = self._configured.by_token_id(parsed.key_id)
             if self._live is None or parsed.key_id in self._live.key_ids:
-                stored = self._records.by_key_id(parsed.key_id)
+                stored = self._stored.by_key_id(parsed.key_id)
             else:
                 stored = []
         else:
             configured = self._configured.by_tags(tags)
             if self._live is None or not self._live.lookup_tags.isdisjoint(tags):
-                stored = self._records.by_tags(tags)
+                stored = self._stored.by_tags(tags)
             else:
                 stored = []
         if self._live is None and not stored and not configured:
@@ -202,7 +213,7 @@ class Keyring:
 
     def _with_client(self, record: KeyRecord) -> Candidate:
         """Read the client of a key that is not a row."""
-        client = None if record.client_id is None else self._records.client(record.client_id)
+        client = None if record.client_id is None else self._stored.client(record.client_id)
         return Candidate(record, client)
 
     async def _resolve_by_argon2(self, token: str, usable: list[Candidate]) -> Principal:
@@ -228,7 +239,7 @@ class Keyring:
     def _again(self, key: KeyRecord) -> list[Candidate]:
         if key in self._configured:
             return [self._with_client(key)]
-        return self._records.by_key_id(key.key_id)
+        return self._stored.by_key_id(key.key_id)
 
     # Accepting it. No `await` from the read of the row to the end of this.
 
@@ -256,7 +267,7 @@ class Keyring:
 
     async def _load_live(self) -> None:
         before = self._changes
-        live = await self._in_background(self._records.live)
+        live = await self._in_background(self._stored.live)
         # A change after the last check and before the read is in the list already; one after the
         # read is either seen here, and the list thrown away, or seen by the next check.
         self._notice_changes()
@@ -276,7 +287,7 @@ class Keyring:
     async def _write_retags(self) -> None:
         await asyncio.sleep(RETAG_DELAY_S)
         retags, self._retags = list(self._retags.values()), {}
-        await self._in_background(partial(self._records.retag, retags))
+        await self._in_background(partial(self._stored.retag, retags))
 
     async def _in_background(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._background, work)
@@ -294,7 +305,7 @@ class Keyring:
 
 def _watch_of(engine: Engine) -> ChangeWatch:
     try:
-        return SqliteWatch(sqlite_path(engine.url))
+        return SqliteWatch(sqlite_path(engine.url), engine.dispose)
     except WatchLost as error:
         raise StorageUnavailable(str(error)) from error
 

@@ -30,6 +30,10 @@ _hasher = PasswordHasher(memory_cost=19456, time_cost=2, parallelism=1)
 _NO_MEMORY = error_to_str(-22)  # ARGON2_MEMORY_ALLOCATION_ERROR of argon2.h
 
 
+# Of a secret of the server, in characters: what can be guessed protects nothing.
+SECRET_LENGTH_MIN = 16
+
+
 class _Pepper(NamedTuple):
     id: str
     key: bytes

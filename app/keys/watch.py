@@ -1,7 +1,10 @@
 """Learning that keys changed, whoever changed them and from where."""
 
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.sqlite import sqlite3
 
@@ -9,9 +12,15 @@ from app.sqlite import sqlite3
 # caller is the event loop: past this it is better off reading rows, which reports what is wrong.
 BUSY_TIMEOUT_MS = 250
 
+log = logging.getLogger(__name__)
+
 
 class WatchLost(Exception):
     """Whether keys changed cannot be known now."""
+
+
+class DatabaseGone(WatchLost):
+    """The file is not where it was, nor is another one in its place: nothing may be read."""
 
 
 class ChangeWatch(Protocol):
@@ -28,31 +37,43 @@ class ChangeWatch(Protocol):
 
 
 class SqliteWatch:
-    """Watches a SQLite file by `PRAGMA data_version`.
+    """Watches a SQLite file by `PRAGMA data_version`, and that it still is the file of that name.
 
     The number differs between two readings on one connection exactly if another connection, of any
     process, committed in between (https://sqlite.org/pragma.html#pragma_data_version). So this
     connection is its own, and never writes.
+
+    An open connection stays with its file when another file takes the name, as a restored backup
+    does, and sees none of what is committed there. So each check compares the two as well. The
+    open connection keeps the old file's inode number from being given to the new one.
+
+    Reading the WAL index (`-shm`) itself would be cheaper and as exact, but would mean opening it:
+    closing any descriptor of a file drops all locks that this process, hence SQLite, has on it
+    (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            # mode=rw: never to create a missing file, and free to make the -shm file that a
-            # reader of a WAL database needs.
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}").fetchall()
-        except sqlite3.Error as error:
-            raise WatchLost(f"{path}: {error}") from error
-        self._version = self._read()
+    _version: int
+
+    def __init__(self, path: Path, on_replaced: Callable[[], object] = lambda: None) -> None:
+        """Open the file; `on_replaced` is to drop every other connection to the former one."""
+        self._name = str(path.absolute())
+        # mode=rw: never to create a missing file, and free to make the -shm file that a reader of
+        # a WAL database needs.
+        self._uri = f"{path.absolute().as_uri()}?mode=rw"
+        self._on_replaced = on_replaced
+        self._open()
 
     def changed(self) -> bool:
-        """Compare the database's version with the last one read."""
-        version = self._read()
+        """Compare the file and the database's version with the last ones seen."""
+        try:
+            file = self._file_at_name()
+        except DatabaseGone:
+            self._on_replaced()
+            raise
+        if file != self._file:
+            self._follow()
+            return True
+        version = self._read(self._cursor)
         if version == self._version:
             return False
         self._version = version
@@ -62,10 +83,74 @@ class SqliteWatch:
         """Close the connection."""
         self._connection.close()
 
-    def _read(self) -> int:
+    def _follow(self) -> None:
+        """Go over to the file that has taken the name."""
+        former = self._connection
+        try:
+            # Half of a replacement: the new file with the old one's journal would be read as a
+            # mixture of both. The former connection, still open, keeps these inodes recognisable.
+            if any(_identity(name) == kept for name, kept in self._side_files.items()):
+                raise DatabaseGone(
+                    f"{self._name} was replaced, but the -wal and -shm files of the former one are "
+                    "still there: remove them"
+                )
+            self._open()
+            former.close()
+        finally:
+            # After the opening, so that none of them is to an older file than the watched one; and
+            # if that failed, so that none is left. SQLite neither checkpoints nor removes the
+            # journal of a file that has moved.
+            self._on_replaced()
+        log.warning("%s was replaced while it was open: reading the new file", self._name)
+
+    def _open(self) -> None:
+        file = self._file_at_name()
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                self._uri, uri=True, isolation_level=None, check_same_thread=False
+            )
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}").fetchall()
+            # A table is read, for a file that is no database to be refused here.
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            cursor = connection.cursor()
+            version = self._read(cursor)
+            if self._file_at_name() != file:
+                raise DatabaseGone(f"{self._name} is being replaced")
+        except (sqlite3.Error, WatchLost) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, WatchLost):
+                raise
+            raise DatabaseGone(f"{self._name}: {error}") from error
+        self._file = file
+        self._connection = connection
+        self._cursor = cursor
+        self._version = version
+        # SQLite names them after the file that a symbolic link leads to.
+        names = [os.path.realpath(self._name) + end for end in ("-wal", "-shm")]
+        self._side_files = {name: kept for name in names if (kept := _identity(name)) is not None}
+
+    def _file_at_name(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self._name)  # noqa: PTH116 (once a turn of the loop; Path.stat takes twice as long)
+        except OSError as error:
+            raise DatabaseGone(str(error)) from error
+        return found.st_ino, found.st_dev
+
+    @staticmethod
+    def _read(cursor: Any) -> int:
         try:
             # fetchall, since a statement left unfinished would hold its old view of the file.
-            ((version,),) = self._connection.execute("PRAGMA data_version").fetchall()
+            ((version,),) = cursor.execute("PRAGMA data_version").fetchall()
         except (sqlite3.Error, ValueError) as error:
             raise WatchLost(str(error)) from error
         return int(version)
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)  # noqa: PTH116 (as the names above)
+    except OSError:
+        return None
+    return found.st_ino, found.st_dev
