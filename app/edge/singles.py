@@ -2,8 +2,8 @@
 
 A request spends most of its time on code that is cold again by the time the next one comes. What
 many requests of one turn have in common (decoding, building rows, a batch for the store, a wait for
-its receipt) is therefore done once for all of them. Nobody waits for company: a group is what a turn
-and one more look at the sockets hold, and a lone request is a group of one.
+its receipt) is therefore done once for all of them. Nobody waits for company: a group is what
+a turn and one more look at the sockets hold, and a lone request is a group of one.
 
 Only what is plain takes this way: a record that needs a second look, or has an id of its own, is
 handed back to be stored by itself, so that there is one place for every fault.
