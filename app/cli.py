@@ -71,7 +71,7 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,  # TRUSTED_PROXIES decides, and only where an address matters
-            http="httptools",
+            http="app.edge.protocol:EdgeProtocol",
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S_MAX,

@@ -13,6 +13,8 @@ from app.edge.auth import Authenticator
 from app.edge.body import Inflight
 from app.edge.ingest import IngestEndpoint
 from app.edge.limits import Limiter
+from app.edge.prompt import PromptIngest
+from app.edge.singles import SINGLE_BYTES_MAX, Singles
 from app.edge.switch import Edge
 from app.edge.tally import Tally
 from app.keys.bootstrap import FirstKeys, first_start, open_secrets
@@ -26,6 +28,8 @@ from app.logs.query import Cursors
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
+_Opened = tuple[Services, IngestEndpoint, PromptIngest]
+
 
 def create_app(settings: Settings) -> Edge:
     """Build the ASGI application; its lifespan opens and closes everything behind it."""
@@ -35,7 +39,7 @@ def create_app(settings: Settings) -> Edge:
     async def lifespan(edge: Edge) -> AsyncIterator[None]:
         journal.set_up(settings.log_level)
         async with AsyncExitStack() as stack:
-            services, edge.ingest = await _open(settings, stack)
+            services, edge.ingest, edge.prompt = await _open(settings, stack)
             control.state.services = services
             _settle_garbage()
             yield
@@ -43,7 +47,7 @@ def create_app(settings: Settings) -> Edge:
     return Edge(control, lifespan)
 
 
-async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, IngestEndpoint]:
+async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     """Open both planes; `stack` closes them in the opposite order."""
     secrets = open_secrets(settings.data_dir, settings.secret_key)
     peppers = Peppers(secrets)
@@ -87,16 +91,22 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[Services, In
     )
     limiter = Limiter()
     cursors = Cursors(hkdf_sha256(secrets[0].encode(), b"cursors", 32))
+    inflight = Inflight(settings.max_inflight_bytes)
+    singles = Singles(store, authenticator)
+    single_bytes_max = min(SINGLE_BYTES_MAX, settings.max_record_bytes)
     ingest = IngestEndpoint(
         store=store,
         authenticator=authenticator,
         limiter=limiter,
         tally=tally,
-        inflight=Inflight(settings.max_inflight_bytes),
+        inflight=inflight,
         decode_limits=DecodeLimits(settings.max_record_bytes, settings.max_batch_records),
         body_bytes_max=settings.max_body_bytes,
+        singles=singles,
+        single_bytes_max=single_bytes_max,
     )
-    return Services(authenticator, limiter, tally, store, cursors, engine), ingest
+    prompt = PromptIngest(authenticator, limiter, inflight, singles, single_bytes_max)
+    return Services(authenticator, limiter, tally, store, cursors, engine), ingest, prompt
 
 
 def _settle_garbage() -> None:

@@ -48,6 +48,14 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         raise InvalidKey from None
 
 
+def _only_key(headers: dict[bytes, bytes]) -> str | None:
+    """Return the X-API-Key, where nothing else may be a credential."""
+    key = headers.get(b"x-api-key")
+    if key is None or b"authorization" in headers:
+        return None
+    return key.decode("latin-1")  # it can't fail; no text beyond ASCII is that of a verified key
+
+
 def _from_authorization(value: bytes) -> bytes | None:
     scheme, _, rest = value.strip().partition(b" ")
     rest = rest.strip()
@@ -94,11 +102,25 @@ class Authenticator:
         `headers` hold every header of the request, none of them twice. None says nothing:
         `authenticate` does it with all care.
         """
-        key = headers.get(b"x-api-key")
-        if b"authorization" in headers:
-            return None
-        # Latin-1 can't fail; no text beyond ASCII is the text of a verified key.
-        return None if key is None else self._keyring.cached(key.decode("latin-1"))
+        key = _only_key(headers)
+        return None if key is None else self._keyring.cached(key)
+
+    def recalled(self, headers: dict[bytes, bytes]) -> Principal | None:
+        """Return who `known` would name, as of the last check of the keys.
+
+        It holds if `key_changes` has the same value still after `check_keys`.
+        """
+        key = _only_key(headers)
+        return None if key is None else self._keyring.recalled(key)
+
+    @property
+    def key_changes(self) -> int:
+        """How often keys were seen to have changed."""
+        return self._keyring.changes
+
+    def check_keys(self) -> int:
+        """Look whether keys changed, and return `key_changes`."""
+        return self._keyring.check()
 
     async def authenticate(self, scope: Any) -> Principal:
         """Return who calls.

@@ -49,6 +49,17 @@ class Inflight:
         self.bytes = 0
         self.expansions = asyncio.Semaphore(EXPANSIONS_MAX)
 
+    def take(self, count: int) -> bool:
+        """Take this much if there is room; it is given back by `give_back`."""
+        if self.bytes + count > self.bytes_max:
+            return False
+        self.bytes += count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """End what was taken."""
+        self.bytes -= count
+
 
 class Share:
     """What one request holds."""

@@ -28,7 +28,7 @@ from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
 from app.edge.response import respond
-from app.edge.singles import SINGLE_BYTES_MAX, Singles, is_candidate
+from app.edge.singles import Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
     Conflict,
@@ -78,6 +78,8 @@ class IngestEndpoint:
         inflight: Inflight,
         decode_limits: DecodeLimits,
         body_bytes_max: int,
+        singles: Singles,
+        single_bytes_max: int,
     ) -> None:
         self._store = store
         self._authenticator = authenticator
@@ -86,8 +88,8 @@ class IngestEndpoint:
         self._inflight = inflight
         self._decode_limits = decode_limits
         self._body_bytes_max = body_bytes_max
-        self._singles = Singles(store)
-        self._single_bytes_max = min(SINGLE_BYTES_MAX, decode_limits.record_bytes)
+        self._singles = singles
+        self._single_bytes_max = single_bytes_max
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""

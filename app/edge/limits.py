@@ -200,6 +200,19 @@ class Limiter:
             window.used += 1
             window.current[1] += 1
 
+    def take(self, account: Account, logs: int, body_bytes: int) -> bool:
+        """Count a request, its logs and its bytes if all of that passes, else nothing."""
+        costs = ((account.requests, 1), (account.logs, logs), (account.bytes, body_bytes))
+        for meters, cost in costs:
+            for window, limit in meters:
+                if window.used + cost > limit:
+                    return False
+        for meters, cost in costs:
+            for window, _ in meters:
+                window.used += cost
+                window.current[1] += cost
+        return True
+
     def charge(self, account: Account, logs: int, body_bytes: int) -> None:
         """Count logs and bytes; or raise, and take the request's own count back.
 

@@ -6,6 +6,7 @@ makes every header itself, so where `send` is uvicorn's own it writes the bytes.
 where a slow reader holds the connection up, it sends the two messages.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -39,14 +40,28 @@ def _write(
     """Do what `cycle.send` does for the two messages of a complete response."""
     if cycle.disconnected:
         return
-    parts = [STATUS_LINE[status]]
-    for name, value in (*cycle.default_headers, *headers):
-        parts += (name, b": ", value, b"\r\n")
-    parts += (lines, b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+    all_headers = (*cycle.default_headers, *headers)
+    response = response_bytes(status, all_headers, lines, body, keep_alive=cycle.keep_alive)
     cycle.waiting_for_100_continue = False
     cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(b"".join(parts))
+    cycle.transport.write(response)
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()
+
+
+def response_bytes(
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    lines: bytes,
+    body: bytes,
+    *,
+    keep_alive: bool,
+) -> bytes:
+    """Return a whole response; the Content-Length is among the headers or the lines."""
+    parts = [STATUS_LINE[status]]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts += (lines, b"\r\n" if keep_alive else b"connection: close\r\n\r\n", body)
+    return b"".join(parts)

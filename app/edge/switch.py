@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from app.edge import ingest, metrics
+from app.edge.prompt import PromptIngest
 from app.edge.request_id import new_request_id
 from app.edge.response import parse_lines
 from app.errors import StorageUnavailable
@@ -22,6 +23,7 @@ class Edge:
         self._control = control
         self._lifespan = lifespan
         self.ingest: ingest.IngestEndpoint | None = None
+        self.prompt: PromptIngest | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass one connection on."""

@@ -79,17 +79,26 @@ class Keyring:
         self._watch = watch or _watch_of(engine)
         self._watch_lost = False
         self._gone: str | None = None
-        self._changes = 0
+        self.changes = 0
         self._is_fresh = False
 
     def cached(self, token: str) -> Principal | None:
         """Say who this key is if it has been verified since the last change; else None."""
         if not self._is_fresh:
             self._notice_changes()
+        return self.recalled(token)
+
+    def recalled(self, token: str) -> Principal | None:
+        """Say what `cached` would, as of the last check; `check` tells whether it still holds."""
         principal = self._verified.get(self._token_digest(token))
         if principal is None or principal.expires_at_s is None:
             return principal
         return principal if principal.expires_at_s > time.time() else None
+
+    def check(self) -> int:
+        """Look for changes, now, and return how many times any were seen."""
+        self._notice_changes()
+        return self.changes
 
     async def resolve(self, token: str) -> Principal:
         """Say who this key is, by the database.
@@ -170,7 +179,7 @@ class Keyring:
             self._watch_lost = False
             self._gone = None
         if changed:
-            self._changes += 1
+            self.changes += 1
             self._verified.clear()
             self._live = None
         try:
@@ -227,7 +236,7 @@ class Keyring:
         if not slow:
             raise InvalidKey
         # The count of changes is part of the name: who comes after a change joins no older check.
-        flight_id = (self._token_digest(token), self._changes)
+        flight_id = (self._token_digest(token), self.changes)
         found = await self._argon2.match(flight_id, token, [c.key.verifier or "" for c in slow])
         # It took a while: the key may have been revoked, so what counts is read again.
         for key in (candidate.key for candidate in slow if candidate.key.verifier == found):
@@ -266,12 +275,12 @@ class Keyring:
             self._start("live", self._load_live())
 
     async def _load_live(self) -> None:
-        before = self._changes
+        before = self.changes
         live = await self._in_background(self._stored.live)
         # A change after the last check and before the read is in the list already; one after the
         # read is either seen here, and the list thrown away, or seen by the next check.
         self._notice_changes()
-        if self._changes == before:
+        if self.changes == before:
             self._live = live
 
     def _retag_later(self, token: str, key: KeyRecord) -> None:

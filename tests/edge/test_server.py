@@ -4,8 +4,11 @@ import http.client
 import json
 import re
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -62,10 +65,11 @@ class Wire:
 
 
 class Site(NamedTuple):
-    """A running server and a key of it."""
+    """A running server, a key of it, and where it keeps its data."""
 
     server: Server
     key: str
+    data_dir: Path
 
     def wire(self) -> "closing[Wire]":
         """Connect."""
@@ -104,7 +108,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Start the product in processes of its own."""
     data_dir = tmp_path_factory.mktemp("site")
     with start_product(data_dir, {"MAX_BODY_BYTES": "100000"}) as server:
-        yield Site(server, make_key(data_dir, "acme"))
+        yield Site(server, make_key(data_dir, "acme"), data_dir)
 
 
 def marked(mark: str) -> bytes:
@@ -126,6 +130,7 @@ def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
     marks = [f"pipe-{n}" for n in range(20)]
     requests = [site.post(marked(mark)) for mark in marks]
     requests[7] = site.post(b"{")
+    requests[3] = site.post(json.dumps(record(run_id="pipe-3", extra=1)).encode())
     requests[11] = site.head(b"Content-Length: 2", path=b"/nope") + b"{}"
     with site.wire() as wire:
         wire.send(b"".join(requests))
@@ -170,6 +175,62 @@ def test_a_body_may_come_in_pieces(site: Site) -> None:
         wire.send(b"0\r\n\r\n")
         assert wire.answer().status == 201
     assert len(site.logs(run_id="pieces")) == 2
+
+
+SAME_EITHER_WAY = {
+    "plain": (BODY, []),
+    "own id": (json.dumps(record(id="either-way")).encode(), []),
+    "unknown field": (json.dumps(record(extra={"a": 1})).encode(), []),
+    "array": (b"[%b,{}]" % BODY, []),
+    "ndjson": (BODY + b"\n" + BODY, [b"Content-Type: application/x-ndjson"]),
+    "no record": (b"{}", []),
+    "no JSON": (b"{]}", []),
+    "empty": (b"", []),
+    "two objects": (BODY + BODY, []),
+    "bad time": (json.dumps(record(executed_at="now")).encode(), []),
+    "large": (json.dumps(record(message="x" * 60_000)).encode(), []),
+    "too large": (json.dumps(record(message="x" * 100_000)).encode(), []),
+    "gzip": (gzipped(BODY), [b"Content-Encoding: gzip"]),
+    "brotli": (BODY, [b"Content-Encoding: br"]),
+    "text": (BODY, [b"Content-Type: text/plain"]),
+    "charset": (BODY, [b"Content-Type: application/json; charset=utf-8"]),
+    "two types": (BODY, [b"Content-Type: application/json", b"Content-Type: text/plain"]),
+    "two keys": (BODY, [b"Authorization: Bearer other"]),
+    "idempotent": (BODY, [b"Idempotency-Key: either-way"]),
+    "upgrade": (BODY, [b"Connection: Upgrade", b"Upgrade: websocket"]),
+}
+
+
+@pytest.mark.parametrize(("body", "headers"), SAME_EITHER_WAY.values(), ids=SAME_EITHER_WAY)
+def test_one_read_or_two(site: Site, body: bytes, headers: list[bytes]) -> None:
+    """A request gets the same answer whether one read brings it whole or not."""
+    key = make_key(site.data_dir, "either")
+    head = Site(site.server, key, site.data_dir).head(b"Content-Length: %d" % len(body), *headers)
+    answers = []
+    for parts in ((head + body,), (head, body), (head[:-1], head[-1:] + body)):
+        with site.wire() as wire:
+            for part in parts:
+                wire.send(part)
+                time.sleep(0.01)  # for the server to read them one by one, as it mostly will
+            answers.append(wire.answer())
+    first, *others = answers
+    for other in others:
+        assert other.status == first.status
+        assert other.headers.keys() - {"idempotent-replayed"} == first.headers.keys()
+        assert other.headers["content-type"] == first.headers["content-type"]
+        reply, other_reply = first.json(), other.json()
+        assert other_reply.keys() - {"duplicate"} == reply.keys()
+        for name in reply.keys() - {"id", "received_at", "request_id"}:
+            assert other_reply[name] == reply[name]
+
+
+def test_a_client_that_leaves_harms_nobody(site: Site) -> None:
+    """Requests whose clients are gone before the answer are stored, and the server goes on."""
+    for n in range(20):
+        with site.wire() as wire:
+            wire.send(site.post(marked(f"gone-{n}")))
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert site.ask(site.post(BODY)).status == 201
 
 
 def test_expect_100_continue(site: Site) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.edge.singles import SINGLE_BYTES_MAX, Singles, is_candidate
+from app.edge.singles import GROUP_MAX, SINGLE_BYTES_MAX, Singles, is_candidate
 from app.errors import StorageUnavailable
 from app.keys.principal import UNLIMITED, Principal
 from app.logs.batch import Batch, Receipt
@@ -127,6 +127,21 @@ class FakeStore:
         return Receipt()
 
 
+class FakeKeys:
+    """Keys that change when a test says so; a change is seen at the next check."""
+
+    def __init__(self) -> None:
+        self.key_changes = 0
+        self.unseen = 0
+
+    def check_keys(self) -> int:
+        """See what changed."""
+        self.key_changes += self.unseen
+        self.unseen = 0
+        return self.key_changes
+
+
+KEYS: Any = FakeKeys()
 WHO = Principal(
     id="",
     key_id="key1",
@@ -150,7 +165,7 @@ def test_one_that_is_given_up_harms_nobody(given_up: bytes) -> None:
 
     async def scenario() -> None:
         store: Any = FakeStore()
-        singles = Singles(store)
+        singles = Singles(store, KEYS)
         waiting = [singles.join(WHO, "acme", body) for body in (PLAIN, given_up, PLAIN)]
         waiting[1].cancel()
         for one in (waiting[0], waiting[2]):
@@ -166,7 +181,7 @@ def test_a_store_that_is_away_is_told_to_all() -> None:
     async def scenario() -> None:
         store: Any = FakeStore()
         store.fault = StorageUnavailable("gone")
-        singles = Singles(store)
+        singles = Singles(store, KEYS)
         waiting = [singles.join(WHO, "acme", body) for body in (PLAIN, BAD, PLAIN)]
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(one) for one in outcomes] == [
@@ -186,7 +201,7 @@ def test_a_narrowed_key_stores_nothing_with_its_wider_past() -> None:
 
     async def scenario() -> None:
         store: Any = FakeStore()
-        singles = Singles(store)
+        singles = Singles(store, KEYS)
         orders = json.dumps(record(dataset="orders")).encode()
         narrowed = replace(WHO, allowed_datasets=frozenset({"other"}))
         before, after = singles.join(WHO, "acme", orders), singles.join(narrowed, "acme", orders)
@@ -202,12 +217,46 @@ def test_a_fault_while_grouping_is_told_to_all(monkeypatch: pytest.MonkeyPatch) 
 
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
-        singles = Singles(FakeStore())  # type: ignore[arg-type]
+        store: Any = FakeStore()
+        singles = Singles(store, KEYS)
         monkeypatch.setattr("app.edge.singles.decode_singles", lambda _: 1 / 0)
         waiting = [singles.join(WHO, "acme", PLAIN) for _ in range(2)]
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(one) for one in outcomes] == [ZeroDivisionError] * 2
         assert outcomes[0] is not outcomes[1]
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_keys_hands_all_back() -> None:
+    """Who was authenticated before a change of keys, seen or not yet seen, is asked again."""
+
+    async def scenario() -> None:
+        store: Any = FakeStore()
+        keys: Any = FakeKeys()
+        singles = Singles(store, keys)
+        first = singles.join(WHO, "acme", PLAIN)
+        keys.unseen = 1
+        assert await first is None
+        second = singles.join(WHO, "acme", PLAIN)
+        keys.key_changes += 1  # as if another request had seen it
+        third = singles.join(WHO, "acme", PLAIN)
+        assert await second is await third is None
+        assert await singles.join(WHO, "acme", PLAIN) is not None
+        assert [batch.requests for batch in store.taken] == [1]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_group_waits_for_no_turn() -> None:
+    """Many requests of one turn go to the store in groups, none of them twice or never."""
+
+    async def scenario() -> None:
+        store: Any = FakeStore()
+        singles = Singles(store, KEYS)
+        waiting = [singles.join(WHO, "acme", PLAIN) for _ in range(2 * GROUP_MAX + 3)]
+        assert None not in await asyncio.gather(*waiting)
+        assert [batch.requests for batch in store.taken] == [GROUP_MAX, GROUP_MAX, 3]
 
     asyncio.run(scenario())
 

@@ -6,14 +6,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from app.sqlite import sqlite3
 from loadtests.server import HOST, ROOT, make_key, product_env, start_product
-from tests.process.service import PATH, ask, read_reply, stored_logs, wait_until, workers_in
+from tests.process.service import (
+    PATH,
+    WholeConnection,
+    ask,
+    read_reply,
+    stored_logs,
+    wait_until,
+    workers_in,
+)
 
 SENDERS = 8
 BODY = b'{"environment":"dev","executed_at":0,"status":"OK"}'
@@ -64,7 +71,7 @@ class Senders:
 
     def _run(self, number: int) -> None:
         try:
-            connection = HTTPConnection(HOST, self._port, timeout=30)
+            connection = WholeConnection(HOST, self._port, timeout=30)
             while not self._stop.is_set():
                 if number % 2:
                     # A connection of its own may reach either worker; a kept one stays with its.

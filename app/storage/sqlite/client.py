@@ -37,8 +37,6 @@ from app.storage.sqlite.wire import (
 )
 
 ANSWER_S_MAX = 10.0
-# A busy turn of the loop is long: the writer begins with its first requests during the rest.
-OUTBOX_MAX = 16
 FOLD_S_MAX = 1.0
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 # What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
@@ -70,7 +68,6 @@ class WriterClient:
         self._claimed: set[tuple[str, str]] = set()
         self._asked: dict[int, tuple[asyncio.Future[Any], float]] = {}
         self._number = 0
-        self._outbox: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
@@ -148,19 +145,8 @@ class WriterClient:
         return future
 
     def _send(self, message: Append | Claim | Ping | Release) -> None:
-        if self._transport is None:
-            return
-        if not self._outbox:
-            # One write a turn of the loop, for all requests of that turn.
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(frame(message))
-        if len(self._outbox) >= OUTBOX_MAX:
-            self._flush()
-
-    def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
         if self._transport is not None:
-            self._transport.write(b"".join(outbox))
+            self._transport.write(frame(message))
 
     def _answered(self, answer: Answer) -> None:
         if isinstance(answer, Done):
@@ -244,7 +230,6 @@ class WriterClient:
     def disconnected(self) -> None:
         """Fail all that was asked: the answers are lost."""
         self._transport = None
-        self._outbox = []
         self._welcomed.clear()
         self._fail_all("the writer process is gone")
         self._lost.set()

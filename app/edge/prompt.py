@@ -1,0 +1,132 @@
+"""Ingest without waiting: a log whose request arrived whole, taken in at a glance.
+
+The steps are those of `ingest`, each cut down to a look at what is known: the key was seen before,
+nothing is near a limit, the body may be one plain log. Whatever takes more than a look is left to
+`ingest`, and so is every refusal: there is one place for each.
+"""
+
+from typing import Protocol
+
+import structlog
+
+from app.edge import metrics
+from app.edge.auth import Authenticator
+from app.edge.body import Inflight
+from app.edge.ingest import JSON_TYPES, SCOPE
+from app.edge.limits import Account, Limiter
+from app.edge.outcome import JSON
+from app.edge.problem import Headers, problem
+from app.edge.request_id import new_request_id
+from app.edge.singles import Member, Singles, is_candidate
+from app.errors import LoggerError, StorageUnavailable
+
+# What a request with one of these asks for takes more than a look.
+_SPECIAL = frozenset(
+    (b"authorization", b"content-encoding", b"idempotency-key", b"upgrade", b"transfer-encoding")
+)
+_TYPES = frozenset((*JSON_TYPES, b"application/json; charset=utf-8"))
+
+log = structlog.get_logger(__name__)
+
+
+class Exchange(Protocol):
+    """A POST of logs that has arrived whole, at the plain path, and its way to an answer."""
+
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def answer(self, status: int, headers: Headers, lines: bytes, body: bytes) -> None:
+        """Send a response; `lines` are headers too, each `name: value` with CR LF."""
+
+    def give_back(self) -> None:
+        """Have the request run as any other."""
+
+
+class PromptIngest:
+    """Takes in what it can at a glance."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        limiter: Limiter,
+        inflight: Inflight,
+        singles: Singles,
+        single_bytes_max: int,
+    ) -> None:
+        self._authenticator = authenticator
+        self._singles = singles
+        self._single_bytes_max = single_bytes_max
+        self.limiter = limiter
+        self.inflight = inflight
+
+    def take(self, exchange: Exchange) -> bool:
+        """Take in a request, to be answered when its log is on disk; False: nothing was done."""
+        headers = dict(exchange.headers)
+        body = exchange.body
+        if (
+            len(headers) != len(exchange.headers)
+            or not _SPECIAL.isdisjoint(headers)
+            or headers.get(b"content-type", b"") not in _TYPES
+            or not is_candidate(body, self._single_bytes_max)
+        ):
+            return False
+        principal = self._authenticator.recalled(headers)
+        if principal is None or principal.client_id is None or SCOPE not in principal.scopes:
+            return False
+        account = self.limiter.account(principal)
+        if not self.limiter.take(account, 1, len(body)):
+            return False
+        if not self.inflight.take(len(body)):
+            self.limiter.refund(account, requests=1, logs=1, body_bytes=len(body))
+            return False
+        self._singles.add(_Taken(self, exchange, account, principal.client_id))
+        return True
+
+
+class _Taken(Member):
+    """A request on its way to the store."""
+
+    __slots__ = ("_account", "_exchange", "_ingest")
+
+    def __init__(
+        self, ingest: PromptIngest, exchange: Exchange, account: Account, client_id: str
+    ) -> None:
+        super().__init__(account.principal, client_id, exchange.body)
+        self._ingest = ingest
+        self._exchange = exchange
+        self._account = account
+
+    def stored(self, reply: bytes) -> None:
+        """Answer, now that the log is on disk."""
+        self._ingest.inflight.give_back(len(self.body))
+        self._answer(new_request_id(), 201, [JSON], reply)
+
+    def handed_back(self) -> None:
+        """Leave it to `ingest`, which begins anew."""
+        self._undo()
+        self._exchange.give_back()
+
+    def failed(self, error: BaseException) -> None:
+        """Say that nobody knows of the log."""
+        self._undo()
+        request_id = new_request_id()
+        if isinstance(error, StorageUnavailable):
+            log.error("storage unavailable", reason=error.reason, request_id=request_id)
+        elif not isinstance(error, LoggerError):
+            log.error("unexpected fault", request_id=request_id, exc_info=error)
+            error = StorageUnavailable()
+        self._answer(request_id, *problem(error, request_id))
+
+    def _undo(self) -> None:
+        size = len(self.body)
+        self._ingest.inflight.give_back(size)
+        self._ingest.limiter.refund(self._account, requests=1, logs=1, body_bytes=size)
+
+    def _answer(self, request_id: str, status: int, headers: Headers, body: bytes) -> None:
+        metrics.count_request("ingest", status)
+        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n%b" % (
+            request_id.encode(),
+            len(body),
+            self._account.header_lines(),
+        )
+        self._exchange.answer(status, headers, lines, body)
