@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     max_inflight_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     dedup_window_days: Annotated[int, Field(ge=1)] = 7
 
+    # A key that is older is due for rotation; 0 = never.
+    rotation_days_live: Count = 90
+    rotation_days_test: Count = 30
+    # Of one key on the routes of keys and clients, each route by itself.
+    management_requests_per_minute: Annotated[int, Field(ge=1)] = 600
+    smtp_timeout_s: Annotated[int, Field(ge=1)] = 20
+
     metrics_public: bool = False
     alert_webhook_url: str = ""
     smtp_url: str = ""

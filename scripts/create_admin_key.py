@@ -4,7 +4,8 @@ import argparse
 
 from _wiring import Refused, ask, control_plane, moment, print_json, run
 
-from app.keys.registry import create_key, key_object
+from app.keys.objects import key_object
+from app.keys.registry import create_key
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ import argparse
 
 from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, run
 
-from app.keys.models import ApiKey
-from app.keys.registry import ENVIRONMENTS, LIMIT_NAMES, create_key, key_object
+from app.keys.models import LIMIT_NAMES, ApiKey
+from app.keys.objects import key_object
+from app.keys.registry import ENVIRONMENTS, create_key
 from app.keys.roles import ADMIN, ROLES
 from app.settings import Settings
 

@@ -6,7 +6,8 @@ from datetime import timedelta
 from _wiring import control_plane, print_json, run
 
 from app.keys.models import ApiKey, utc_now
-from app.keys.registry import key_object, list_keys
+from app.keys.objects import key_object
+from app.keys.registry import list_keys
 
 COLUMNS = ("KEY", "CLIENT", "NAME", "ROLE", "STATUS", "CREATED", "EXPIRES")
 

@@ -5,7 +5,9 @@ import argparse
 from _wiring import Refused, ask, control_plane, print_json, run
 
 from app.errors import NotFound
-from app.keys.registry import deactivate_key, get_key, key_object
+from app.keys.lifecycle import deactivate_key
+from app.keys.objects import key_object
+from app.keys.registry import get_key
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
             "yes",
         ):
             raise Refused("not revoked")
-        key = deactivate_key(plane.engine, key_id)
+        key = deactivate_key(plane.engine, key_id).key
     if arguments.json:
         print_json(key_object(key))
     else:

@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 from app.edge.switch import Edge
 from app.keys.bootstrap import open_secrets
 from app.keys.database import embedded_url, open_engine
+from app.keys.lifecycle import deactivate_key as switch_off
 from app.keys.registry import create_key
-from app.keys.registry import deactivate_key as switch_off
 from app.keys.verifier import Peppers
 from app.main import create_app
 from app.settings import Settings

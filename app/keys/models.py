@@ -21,6 +21,10 @@ SQLModel.metadata.naming_convention = {
 }
 
 
+# The columns that clients and keys have for their limits.
+LIMIT_NAMES = ("requests_per_minute", "logs_per_minute", "bytes_per_minute")
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment: refused when it has no zone, stored and returned as UTC, on SQLite too."""
 
@@ -130,3 +134,83 @@ class ApiKey(SQLModel, table=True):
     def ends_at(self) -> datetime | None:
         """Give the end of its life, by its own date or by the grace of a rotation."""
         return min((end for end in (self.expires_at, self.grace_until) if end), default=None)
+
+
+class CreatedOnce(SQLModel, table=True):
+    """What an Idempotency-Key made: a repeat gets the same API key's object, and no second key.
+
+    `owner` is the client whose key asked, or `*` for the platform.
+    """
+
+    __tablename__ = "created_once"
+
+    owner: str = Field(primary_key=True, max_length=63)
+    idempotency_key: str = Field(primary_key=True, max_length=255)
+    digest: bytes
+    api_key_id: UUID = Field(foreign_key="api_keys.id")
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Claim(SQLModel, table=True):
+    """A key on its way to its owner, who has the link: see app/delivery/claims.py.
+
+    `sealed` is NULL once it was claimed; nothing here opens it while it is not.
+    """
+
+    __tablename__ = "claims"
+
+    claim_id: str = Field(primary_key=True, max_length=32)
+    api_key_id: UUID = Field(foreign_key="api_keys.id")
+    sealed: bytes | None = None
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    claimed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Generation(SQLModel, table=True):
+    """One row: a number that grows with each change whose arrival in every worker is waited for."""
+
+    __tablename__ = "generation"
+
+    id: int = Field(default=1, primary_key=True)
+    value: int = Field(default=0, sa_type=BigInteger)
+
+
+# What is written all the time. On embedded storage these tables are used in a file of their own,
+# activity.db: a write to control.db tells every worker that keys may have changed.
+
+
+class KeyUse(SQLModel, table=True):
+    """How much a key was used, and the last time."""
+
+    __tablename__ = "key_uses"
+
+    key_id: str = Field(primary_key=True, max_length=64)
+    requests: int = Field(sa_type=BigInteger)
+    first_used_at: datetime = Field(sa_type=UtcDateTime)
+    last_used_at: datetime = Field(sa_type=UtcDateTime)
+    last_source_ip: str = Field(max_length=45)
+    last_user_agent: str = Field(max_length=255)
+
+
+class KeySource(SQLModel, table=True):
+    """Where a key is used from: the latest few of each key."""
+
+    __tablename__ = "key_sources"
+
+    key_id: str = Field(primary_key=True, max_length=64)
+    source_ip: str = Field(primary_key=True, max_length=45)
+    user_agent: str = Field(primary_key=True, max_length=255)
+    requests: int = Field(sa_type=BigInteger)
+    first_seen_at: datetime = Field(sa_type=UtcDateTime)
+    last_seen_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Worker(SQLModel, table=True):
+    """A process that accepts keys, and the last generation of them that it knows of."""
+
+    __tablename__ = "workers"
+
+    worker_id: UUID = Field(default_factory=uuid4, primary_key=True)
+    generation: int = Field(sa_type=BigInteger)
+    seen_at: datetime = Field(sa_type=UtcDateTime)

@@ -1,4 +1,4 @@
-"""The register of clients and keys: made, listed, switched off.
+"""The register of clients and keys: made, found, listed.
 
 Public functions own their transaction; those that take a session are steps of a larger one.
 """
@@ -6,18 +6,20 @@ Public functions own their transaction; those that take a session are steps of a
 import json
 import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from typing import Any, Required, TypedDict, Unpack
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Required, TypedDict, Unpack
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete
 from sqlmodel import Session, col, select
 
 from app.errors import Conflict, Invalid, NotFound, fault
+from app.keys.authority import check_reach, check_within, narrow
 from app.keys.configured import TOKEN_LENGTH_MAX
 from app.keys.database import reading, writing
-from app.keys.models import ApiKey, Client, utc_now
-from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
+from app.keys.models import LIMIT_NAMES, ApiKey, Client, CreatedOnce, utc_now
+from app.keys.principal import Principal
+from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import (
     CLIENT_ID_PATTERN,
     PREFIX_ADMIN,
@@ -33,12 +35,17 @@ from app.keys.token import (
 from app.keys.verifier import Peppers
 
 ENVIRONMENTS = {"live": PREFIX_LIVE, "test": PREFIX_TEST}
-LIMIT_NAMES = ("requests_per_minute", "logs_per_minute", "bytes_per_minute")
 NAME_LENGTH_MAX = 255
 # Shown in every list of keys: room for labels, not for documents.
 METADATA_BYTES_MAX = 16 * 1024
 DESCRIPTION_LENGTH_MAX = 4_096
 DATASETS_MAX = 1_000
+
+# What stands for the text of a key that was made elsewhere, of which nothing may be shown.
+IMPORTED = "imported_"
+
+# How long an Idempotency-Key of a creation is remembered.
+ONCE_WINDOW = timedelta(hours=24)
 
 _SLUG_DETAIL = f"must match {CLIENT_ID_PATTERN.pattern}"
 
@@ -86,35 +93,66 @@ def add_client(session: Session, client_id: str, *, name: str | None = None) -> 
     return client
 
 
+class Once(NamedTuple):
+    """An Idempotency-Key of a creation, whose it is, and the digest of what was asked."""
+
+    owner: str
+    idempotency_key: str
+    digest: bytes
+
+
 def create_key(
     engine: Engine,
     peppers: Peppers,
     *,
     key_hasher: str = "auto",
     create_client: bool = False,
+    asker: Principal | None = None,
     **properties: Unpack[KeyProperties],
 ) -> tuple[ApiKey, str]:
     """Make a key and give its text, which is nowhere stored.
 
-    Raises Invalid, naming each bad field, and NotFound for an unknown client unless
-    `create_client` asks to make it.
+    Raises Invalid, naming each bad field, NotFound for an unknown client unless `create_client`
+    asks to make it, and Forbidden for what is beyond the asker.
     """
-    key, text = new_key(peppers, key_hasher, **properties)
+    key, text = new_key(peppers, key_hasher, asker=asker, **properties)
     with writing(engine) as session:
-        if key.client_id is not None:
-            if create_client:
-                add_client(session, key.client_id)
-            elif session.get(Client, key.client_id) is None:
-                raise NotFound
-        session.add(key)
+        _add_key(session, key, create_client=create_client)
+    return key, text
+
+
+def create_key_once(  # noqa: PLR0913 (as create_key)
+    engine: Engine,
+    peppers: Peppers,
+    once: Once,
+    *,
+    key_hasher: str = "auto",
+    create_client: bool = False,
+    asker: Principal | None = None,
+    **properties: Unpack[KeyProperties],
+) -> tuple[ApiKey, str | None]:
+    """Make a key as `create_key` does, or find what the same request made: then without a text."""
+    key, text = new_key(peppers, key_hasher, asker=asker, **properties)
+    with writing(engine) as session:
+        made = _made_before(session, once)
+        if made is not None:
+            return made, None
+        _add_key(session, key, create_client=create_client)
+        session.flush()  # so that the row below can name it
+        session.add(CreatedOnce(**once._asdict(), api_key_id=key.id))
     return key, text
 
 
 def new_key(
-    peppers: Peppers, key_hasher: str, **properties: Unpack[KeyProperties]
+    peppers: Peppers,
+    key_hasher: str,
+    *,
+    asker: Principal | None = None,
+    **properties: Unpack[KeyProperties],
 ) -> tuple[ApiKey, str]:
     """Make the row of a key and its text, without storing anything."""
     client_id = properties["client_id"]
+    check_reach(asker, client_id)
     prefix = properties.get("prefix")
     limits = properties.get("limits") or {}
     scopes = properties.get("scopes")
@@ -133,17 +171,47 @@ def new_key(
         expires_at=properties.get("expires_at"),
         created_by=properties.get("created_by"),
     )
-    errors = [*_faults(key), *_fault("prefix", _prefix_fault(prefix)), *_limit_faults(limits)]
+    errors = [*_faults(key), *_fault("prefix", _prefix_fault(prefix)), *limit_faults(limits)]
     if errors:
         raise Invalid(errors)
     for name, limit in limits.items():
         setattr(key, name, limit)
+    narrow(asker, key)
+    check_within(asker, key)
+    return key, give_token(key, prefix, peppers, key_hasher)
+
+
+def give_token(key: ApiKey, prefix: str | None, peppers: Peppers, key_hasher: str) -> str:
+    """Mint the text of a new key and set the columns that come from it."""
     if prefix is None:
-        prefix = PREFIX_ADMIN if client_id is None else ENVIRONMENTS[key.environment]
-    token = mint(prefix, client_id)
+        prefix = PREFIX_ADMIN if key.client_id is None else ENVIRONMENTS[key.environment]
+    token = mint(prefix, key.client_id)
     key.key_id, key.key_prefix = token.key_id, token.display
     _set_verifier(key, token.text, peppers, key_hasher)
-    return key, token.text
+    return token.text
+
+
+def _add_key(session: Session, key: ApiKey, *, create_client: bool) -> None:
+    if key.client_id is not None:
+        if create_client:
+            add_client(session, key.client_id)
+        else:
+            find_client(session, key.client_id)
+    session.add(key)
+
+
+def _made_before(session: Session, once: Once) -> ApiKey | None:
+    """Find what the same request made; Invalid if another one used its Idempotency-Key."""
+    session.execute(
+        delete(CreatedOnce).where(col(CreatedOnce.created_at) < utc_now() - ONCE_WINDOW)
+    )
+    made = session.get(CreatedOnce, (once.owner, once.idempotency_key))
+    if made is None:
+        return None
+    if made.digest != once.digest:
+        detail = "was used with another body"
+        raise Invalid([fault("Idempotency-Key", detail)], f"Idempotency-Key {detail}")
+    return session.get(ApiKey, made.api_key_id)
 
 
 def prepare_import(
@@ -166,7 +234,7 @@ def prepare_import(
     key = ApiKey(
         key_id=key_id,
         # Of a guessable key no part may be shown.
-        key_prefix=display(token) if parsed else f"imported_{key_id}***",
+        key_prefix=display(token) if parsed else f"{IMPORTED}{key_id}***",
         client_id=client_id,
         name=name,
         role=ADMIN if client_id is None else "client",
@@ -244,15 +312,20 @@ def find_key(session: Session, id_or_key_id: str) -> ApiKey:
     return key
 
 
-def deactivate_key(engine: Engine, id_or_key_id: str) -> ApiKey:
-    """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
-    with writing(engine) as session:
-        key = find_key(session, id_or_key_id)
-        # A key that is off already is not written, which would empty every worker's cache:
-        # SQLAlchemy updates what differs.
-        key.is_active = False
-        session.add(key)
-        return key
+def find_client(session: Session, client_id: str) -> Client:
+    """Find a client in the caller's transaction; NotFound if there is none."""
+    client = session.get(Client, client_id)
+    if client is None:
+        raise NotFound
+    return client
+
+
+def check_key(key: ApiKey, changed: Collection[str]) -> None:
+    """Raise Invalid, naming each bad one, for columns of a key that were changed."""
+    names = {"metadata" if name == "extra" else name for name in changed}
+    errors = [one for one in _faults(key) if one["field"] in names]
+    if errors:
+        raise Invalid(errors)
 
 
 def has_any_key(engine: Engine) -> bool:
@@ -273,47 +346,6 @@ def any_key(session: Session, *, role: str | None = None) -> bool:
     if role is not None:
         wanted = wanted.where(col(ApiKey.role) == role)
     return session.exec(wanted).first() is not None
-
-
-def key_object(key: ApiKey, last_used_at: datetime | None = None) -> dict[str, Any]:
-    """Show a key as replies and `--json` do: everything but what could help to guess it.
-
-    When it was last used is for the usage counts to say; see models.ApiKey.
-    """
-    return {
-        "id": str(key.id),
-        "key_id": key.key_id,
-        "key_prefix": key.key_prefix,
-        "client_id": key.client_id,
-        "name": key.name,
-        "description": key.description,
-        "environment": key.environment,
-        "role": key.role,
-        "scopes": sorted(effective_scopes(key.role, key.scopes)),
-        "is_admin": key.role == ADMIN,
-        "allowed_datasets": key.allowed_datasets,
-        "limits": {name: getattr(key, name) for name in LIMIT_NAMES},
-        "metadata": key.extra,
-        "allowed_cidrs": key.allowed_cidrs,
-        "allowed_countries": key.allowed_countries,
-        "allowed_hours": key.allowed_hours,
-        "require_signature": key.require_signature,
-        "is_active": key.is_active,
-        "created_at": iso_time(key.created_at),
-        "created_by": key.created_by,
-        "expires_at": iso_time(key.expires_at),
-        "last_used_at": iso_time(last_used_at),
-        "grace_until": iso_time(key.grace_until),
-        "rotated_to": None if key.rotated_to is None else str(key.rotated_to),
-        "rotated_from": None if key.rotated_from is None else str(key.rotated_from),
-    }
-
-
-def iso_time(moment: datetime | None) -> str | None:
-    """Write a moment as RFC 3339 in UTC, to the millisecond."""
-    if moment is None:
-        return None
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _set_verifier(key: ApiKey, token: str, peppers: Peppers, key_hasher: str) -> None:
@@ -411,7 +443,8 @@ def _prefix_fault(prefix: str | None) -> str | None:
     return f"must match {PREFIX_PATTERN.pattern}"
 
 
-def _limit_faults(limits: Mapping[str, int | None]) -> list[dict[str, Any]]:
+def limit_faults(limits: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """Return the faults of limits as they are asked for, by name."""
     faults = []
     for name, limit in limits.items():
         if name not in LIMIT_NAMES:

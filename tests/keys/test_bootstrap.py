@@ -14,8 +14,9 @@ from sqlalchemy import Engine, event
 from app.keys.bootstrap import FirstKeys, first_start, open_secrets
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import StartRefused, embedded_url, open_engine, reading
+from app.keys.lifecycle import deactivate_key
 from app.keys.models import Client
-from app.keys.registry import deactivate_key, has_admin_key, has_any_key, list_keys
+from app.keys.registry import has_admin_key, has_any_key, list_keys
 from app.keys.verifier import Peppers
 from tests.keys.conftest import SECRET, KeyringFactory
 

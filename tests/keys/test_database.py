@@ -267,7 +267,7 @@ def test_a_new_migration_is_drafted_from_the_models(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    (draft,) = (tmp_path / "migrations/versions").glob("0002_*.py")
+    (draft,) = (tmp_path / "migrations/versions").glob("0003_*.py")
     written = draft.read_text()
-    assert "down_revision: str | None = '0001'" in written
+    assert "down_revision: str | None = '0002'" in written
     assert written.count("    pass\n") == 2

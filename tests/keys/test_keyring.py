@@ -22,9 +22,10 @@ from app.keys import keyring as keyring_module
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import embedded_url, open_engine, upgrade, writing
 from app.keys.keyring import Keyring
+from app.keys.lifecycle import deactivate_key
 from app.keys.models import ApiKey, Client, utc_now
 from app.keys.principal import Limits
-from app.keys.registry import create_key, deactivate_key, ensure_client, import_key
+from app.keys.registry import create_key, ensure_client, import_key
 from app.keys.token import base62, mint
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3

@@ -9,17 +9,16 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.errors import Conflict, Invalid, NotFound
+from app.keys.lifecycle import deactivate_key
 from app.keys.models import utc_now
+from app.keys.objects import iso_time, key_object
 from app.keys.registry import (
     create_key,
-    deactivate_key,
     ensure_client,
     get_key,
     has_admin_key,
     has_any_key,
     import_key,
-    iso_time,
-    key_object,
     list_keys,
 )
 from app.keys.token import CLIENT_ID_PATTERN, mint
@@ -171,10 +170,10 @@ def test_a_key_is_found_by_either_id(engine: Engine, peppers: Peppers) -> None:
 def test_revoking_twice_is_revoking_once(engine: Engine, peppers: Peppers) -> None:
     """A key that is off stays off, without another write."""
     key, _ = _make(engine, peppers)
-    assert not deactivate_key(engine, key.key_id).is_active
+    assert not deactivate_key(engine, key.key_id).key.is_active
     with engine.connect() as connection:
         before = connection.exec_driver_sql("PRAGMA data_version").scalar()
-        assert not deactivate_key(engine, key.key_id).is_active
+        assert not deactivate_key(engine, key.key_id).key.is_active
         assert connection.exec_driver_sql("PRAGMA data_version").scalar() == before
     with pytest.raises(NotFound):
         deactivate_key(engine, "nope")

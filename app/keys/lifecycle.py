@@ -1,0 +1,195 @@
+"""The life of a key after its creation: changed, rotated, switched off and on, deleted.
+
+Each function is one transaction. `asker` is the principal whose key asks (None: the operator). What
+may end a key's use returns the generation that every worker has to have seen before that is true
+everywhere: see app/activity/presence.py.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, update
+from sqlmodel import Session, col
+
+from app.errors import Conflict, Invalid
+from app.keys.authority import check_reach, check_within, shorten
+from app.keys.database import writing
+from app.keys.models import LIMIT_NAMES, ApiKey, Client, Generation, utc_now
+from app.keys.principal import Principal
+from app.keys.registry import IMPORTED, check_key, find_client, find_key, give_token
+from app.keys.verifier import Peppers
+
+# Long enough to change a workflow by hand on the next working day.
+GRACE_S_DEFAULT = 24 * 3600
+GRACE_S_MAX = 90 * 24 * 3600
+
+# What a rotated key takes over; everything else is new, or came from the rotation.
+_INHERITED = (
+    *("client_id", "name", "description", "environment", "role", "scopes", "allowed_datasets"),
+    *("extra", "allowed_cidrs", "allowed_countries", "allowed_hours", "require_signature"),
+    *LIMIT_NAMES,
+)
+
+
+class KeyChange(NamedTuple):
+    """A key after a change, and the generation of it."""
+
+    key: ApiKey
+    generation: int
+
+
+class ClientChange(NamedTuple):
+    """A client after a change that may have ended the use of its keys."""
+
+    client: Client
+    generation: int
+
+
+class Rotation(NamedTuple):
+    """A new key, its text, which is nowhere stored, and the key that it takes over from."""
+
+    key: ApiKey
+    text: str
+    old: ApiKey
+    generation: int
+
+
+def update_key(
+    engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
+) -> KeyChange:
+    """Set columns of a key; Invalid names each bad one, Forbidden what is beyond the asker."""
+    with writing(engine) as session:
+        key = _find(session, id_or_key_id, asker)
+        is_off = not key.is_active
+        for name, value in changes.items():
+            setattr(key, name, value)
+        check_key(key, changed=changes)
+        check_within(asker, key)
+        if is_off and key.is_active:
+            _check_revivable(key)
+        return KeyChange(key, _advance(session))
+
+
+def rotate_key(  # noqa: PLR0913  # see create_key
+    engine: Engine,
+    peppers: Peppers,
+    id_or_key_id: str,
+    *,
+    grace_s: int = GRACE_S_DEFAULT,
+    key_hasher: str = "auto",
+    created_by: str | None = None,
+    asker: Principal | None = None,
+) -> Rotation:
+    """Make a key that takes over from another, which works on for the grace and then stops.
+
+    The new one has the same properties, and a life as long as the old one was given. Raises
+    Conflict for a key that was rotated already, is inactive or has ended.
+    """
+    if not 0 <= grace_s <= GRACE_S_MAX:
+        raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
+    with writing(engine) as session:
+        old = _find(session, id_or_key_id, asker)
+        now = utc_now()
+        if old.rotated_to is not None:
+            raise Conflict("The key has been rotated already")
+        if not old.is_active or (old.ends_at is not None and old.ends_at <= now):
+            raise Conflict("The key is inactive or has expired")
+        key = ApiKey(
+            key_id="",
+            key_prefix="",
+            **{name: getattr(old, name) for name in _INHERITED},
+            created_at=now,
+            created_by=created_by,
+            rotated_from=old.id,
+        )
+        if old.expires_at is not None:
+            key.expires_at = now + (old.expires_at - old.created_at)
+        shorten(asker, key)
+        check_within(asker, key)
+        text = give_token(key, _prefix(old), peppers, key_hasher)
+        session.add(key)
+        session.flush()  # so that the old one can name it
+        old.rotated_to = key.id
+        old.grace_until = _earlier(now + timedelta(seconds=grace_s), old.expires_at)
+        return Rotation(key, text, old, _advance(session))
+
+
+def deactivate_key(
+    engine: Engine, id_or_key_id: str, *, asker: Principal | None = None
+) -> KeyChange:
+    """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
+    with writing(engine) as session:
+        key = _find(session, id_or_key_id, asker)
+        key.is_active = False
+        return KeyChange(key, _advance(session))
+
+
+def activate_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
+    """Switch a key on again; Conflict for one whose time is over, which no switch brings back."""
+    with writing(engine) as session:
+        key = _find(session, id_or_key_id, asker)
+        check_within(asker, key)
+        _check_revivable(key)
+        key.is_active = True
+        return KeyChange(key, _advance(session))
+
+
+def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
+    """Wipe a key's verifier for good; the row stays, for the audit alone."""
+    with writing(engine) as session:
+        key = _find(session, id_or_key_id, asker)
+        key.is_active = False
+        key.verifier = key.lookup_tag = None
+        key.deleted_at = utc_now()
+        return KeyChange(key, _advance(session))
+
+
+def update_client(
+    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
+) -> ClientChange:
+    """Set columns of a client; while it is inactive none of its keys works."""
+    with writing(engine) as session:
+        check_reach(asker, client_id)
+        client = find_client(session, client_id)
+        for name, value in changes.items():
+            setattr(client, name, value)
+        client.updated_at = utc_now()
+        return ClientChange(client, _advance(session))
+
+
+def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:
+    key = find_key(session, id_or_key_id)
+    check_reach(asker, key.client_id)
+    return key
+
+
+def _check_revivable(key: ApiKey) -> None:
+    if key.ends_at is not None and key.ends_at <= utc_now():
+        raise Conflict("The key has expired")
+
+
+def _prefix(key: ApiKey) -> str | None:
+    """Return what stood before the client and the id in a key's text; None if it was not ours."""
+    if key.key_prefix.startswith(IMPORTED):
+        return None
+    shown = key.key_prefix.removesuffix(f"_{key.key_id}***")
+    return shown if key.client_id is None else shown.removesuffix(f"_{key.client_id}")
+
+
+def _earlier(one: datetime, other: datetime | None) -> datetime:
+    return one if other is None else min(one, other)
+
+
+def _advance(session: Session) -> int:
+    """Return the generation of the change; the present one if nothing has changed.
+
+    What is not written does not empty every worker's cache.
+    """
+    if session.new or any(session.is_modified(one) for one in session.dirty):
+        session.connection().execute(
+            update(Generation).where(col(Generation.id) == 1).values(value=Generation.value + 1)
+        )
+    row = session.get(Generation, 1)
+    assert row is not None  # noqa: S101  # the migration made it
+    return row.value
