@@ -117,10 +117,13 @@ def _settings(**overrides: Any) -> Settings:
 def _check_start(settings: Settings) -> None:
     """Refuse in one line here what would else be refused by each worker."""
     from app.keys.bootstrap import open_secrets  # noqa: PLC0415  # as in migrate
+    from app.keys.configured import KeysFile  # noqa: PLC0415
     from app.keys.database import StartRefused  # noqa: PLC0415
 
     try:
         open_secrets(settings.data_dir, settings.secret_key)
+        if settings.api_keys_file:
+            KeysFile(settings.api_keys_file).read()
     except StartRefused as error:
         _refuse(str(error), code=2)
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:

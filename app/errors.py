@@ -8,6 +8,7 @@ LoggerError                      what went wrong, as `detail`, plus `members` fo
 ├── Forbidden                    known caller, not allowed
 ├── NotFound                     absent, or another client's
 ├── Conflict                     the state does not allow it
+├── Gone                         was here: shown once already, or its time is over
 ├── TooLarge                     body, record, batch, or a cost above a whole limit
 ├── UnsupportedMedia             content type or encoding
 ├── Invalid                      valid JSON, invalid record or parameter
@@ -66,6 +67,13 @@ class NotFound(LoggerError):
 
 class Conflict(LoggerError):
     """The present state does not allow it."""
+
+
+class Gone(LoggerError):
+    """Was here, and is not any more: shown once already, or its time is over."""
+
+    def __init__(self) -> None:
+        super().__init__("Gone")
 
 
 class TooLarge(LoggerError):

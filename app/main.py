@@ -3,9 +3,16 @@
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import structlog
+from sqlalchemy import Engine, create_engine
+
 from app import journal
+from app.activity import uses
+from app.activity.presence import Presence
 from app.api.app import create_control_app
 from app.api.services import Services
 from app.edge.address import parse_networks
@@ -14,26 +21,35 @@ from app.edge.body import Inflight
 from app.edge.ingest import IngestEndpoint
 from app.edge.limits import Limiter
 from app.edge.prompt import PromptIngest
+from app.edge.sightings import Sightings
 from app.edge.singles import SINGLE_BYTES_MAX, Singles
 from app.edge.switch import Edge
 from app.edge.tally import Tally
-from app.keys.bootstrap import FirstKeys, first_start, open_secrets
-from app.keys.configured import ConfiguredKeys
-from app.keys.database import open_current
+from app.errors import StorageUnavailable
+from app.keys.bootstrap import FirstKeys, first_start, open_secrets, see_clients
+from app.keys.configured import ConfiguredKeys, KeysFile
+from app.keys.database import StartRefused, open_activity, open_current
 from app.keys.keyring import Keyring
+from app.keys.objects import RotationPolicy
 from app.keys.principal import Limits
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
 from app.logs.query import Cursors
 from app.settings import BadSetting, Settings, load_settings
+from app.sqlite import sqlite3
 from app.storage.open import open_store
 
 _Opened = tuple[Services, IngestEndpoint, PromptIngest]
 
+log = structlog.get_logger(__name__)
+
 
 def create_app(settings: Settings) -> Edge:
     """Build the ASGI application; its lifespan opens and closes everything behind it."""
-    control = create_control_app(metrics_public=settings.metrics_public)
+    control = create_control_app(
+        metrics_public=settings.metrics_public,
+        management_requests_per_minute=settings.management_requests_per_minute,
+    )
 
     @asynccontextmanager
     async def lifespan(edge: Edge) -> AsyncIterator[None]:
@@ -53,12 +69,93 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     peppers = Peppers(secrets)
     engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
+    activity = _open_activity(engine)
+    stack.callback(activity.dispose)
+    keyring = _open_keys(settings, peppers, engine, stack)
+    store = await open_store(settings.log_store_url, settings.data_dir, settings.dedup_window_days)
+    stack.push_async_callback(store.aclose)
+    tally = Tally(store)
+    tally.start()
+    stack.push_async_callback(tally.aclose)
+    sightings = Sightings(partial(uses.record, activity))
+    sightings.start()
+    stack.push_async_callback(sightings.aclose)
+    presence = Presence(engine, activity, keyring)
+    await presence.start()
+    stack.push_async_callback(presence.aclose)
+    authenticator = Authenticator(
+        keyring,
+        require_api_key=settings.require_api_key,
+        failures_per_minute=settings.auth_failures_per_minute,
+        trusted_proxies=parse_networks(settings.trusted_proxies),
+    )
+    limiter = Limiter()
+    cursors = Cursors(hkdf_sha256(secrets[0].encode(), b"cursors", 32))
+    inflight = Inflight(settings.max_inflight_bytes)
+    singles = Singles(store, authenticator)
+    single_bytes_max = min(SINGLE_BYTES_MAX, settings.max_record_bytes)
+    ingest = IngestEndpoint(
+        store=store,
+        authenticator=authenticator,
+        limiter=limiter,
+        tally=tally,
+        sightings=sightings,
+        inflight=inflight,
+        decode_limits=DecodeLimits(settings.max_record_bytes, settings.max_batch_records),
+        body_bytes_max=settings.max_body_bytes,
+        singles=singles,
+        single_bytes_max=single_bytes_max,
+    )
+    prompt = PromptIngest(
+        authenticator=authenticator,
+        limiter=limiter,
+        sightings=sightings,
+        inflight=inflight,
+        singles=singles,
+        single_bytes_max=single_bytes_max,
+    )
+    services = Services(
+        authenticator=authenticator,
+        limiter=limiter,
+        tally=tally,
+        sightings=sightings,
+        store=store,
+        cursors=cursors,
+        engine=engine,
+        activity=activity,
+        peppers=peppers,
+        key_hasher=settings.key_hasher,
+        rotation_policy=RotationPolicy(settings.rotation_days_live, settings.rotation_days_test),
+    )
+    return services, ingest, prompt
+
+
+def _open_activity(control: Engine) -> Engine:
+    """Open where uses of keys are written; if that is broken, what fails at each use and no start.
+
+    It is evidence about keys: no log waits for it.
+    """
+    try:
+        return open_activity(control)
+    except (StorageUnavailable, StartRefused) as error:
+        reason = error.reason if isinstance(error, StorageUnavailable) else str(error)
+        log.error("uses of keys cannot be written", reason=reason)  # noqa: TRY400
+        file = Path(control.url.database or "").with_name("activity.db")
+        return create_engine(f"sqlite:///{file}", module=sqlite3)
+
+
+def _open_keys(
+    settings: Settings, peppers: Peppers, engine: Engine, stack: AsyncExitStack
+) -> Keyring:
+    """Open what says who a key is; on the very first start, make the first keys and show them."""
+    keys_file = KeysFile(settings.api_keys_file) if settings.api_keys_file else None
     configured = ConfiguredKeys(
         peppers,
         settings.api_keys,
         settings.api_key_admin,
         settings.api_key_default,
         settings.key_hasher,
+        file=None if keys_file is None else keys_file.read(),
     )
     first = first_start(
         engine,
@@ -78,35 +175,10 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     )
     keyring = Keyring(engine, peppers, defaults, configured)
     stack.callback(keyring.close)
-    store = await open_store(settings.log_store_url, settings.data_dir, settings.dedup_window_days)
-    stack.push_async_callback(store.aclose)
-    tally = Tally(store)
-    tally.start()
-    stack.push_async_callback(tally.aclose)
-    authenticator = Authenticator(
-        keyring,
-        require_api_key=settings.require_api_key,
-        failures_per_minute=settings.auth_failures_per_minute,
-        trusted_proxies=parse_networks(settings.trusted_proxies),
-    )
-    limiter = Limiter()
-    cursors = Cursors(hkdf_sha256(secrets[0].encode(), b"cursors", 32))
-    inflight = Inflight(settings.max_inflight_bytes)
-    singles = Singles(store, authenticator)
-    single_bytes_max = min(SINGLE_BYTES_MAX, settings.max_record_bytes)
-    ingest = IngestEndpoint(
-        store=store,
-        authenticator=authenticator,
-        limiter=limiter,
-        tally=tally,
-        inflight=inflight,
-        decode_limits=DecodeLimits(settings.max_record_bytes, settings.max_batch_records),
-        body_bytes_max=settings.max_body_bytes,
-        singles=singles,
-        single_bytes_max=single_bytes_max,
-    )
-    prompt = PromptIngest(authenticator, limiter, inflight, singles, single_bytes_max)
-    return Services(authenticator, limiter, tally, store, cursors, engine), ingest, prompt
+    if keys_file is not None:
+        keys_file.follow(configured, keyring.reconfigure, partial(see_clients, engine))
+        stack.push_async_callback(keys_file.aclose)
+    return keyring
 
 
 def _settle_garbage() -> None:

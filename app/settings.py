@@ -5,6 +5,7 @@ line that names the setting, the fault and an example.
 """
 
 import json
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from app.delivery.smtp import parse_mailbox, parse_server
 from app.keys.verifier import SECRET_LENGTH_MIN
 
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -23,6 +25,7 @@ EXAMPLES = {
     "DATABASE_URL": "sqlite:///./data/control.db",
     "LOG_STORE_URL": "empty for embedded storage under DATA_DIR",
     "API_KEYS": """'{"my-key": "acme_corp"}' (a JSON map of key to client_id, quoted)""",
+    "API_KEYS_FILE": "./api_keys.yaml",
     "REQUIRE_API_KEY": "true",
     "TRUSTED_PROXIES": "10.0.0.0/8,127.0.0.1",
     "KEY_HASHER": "auto",
@@ -33,6 +36,8 @@ EXAMPLES = {
     "API_KEY_DEFAULT": "a key of at least 20 random ASCII characters",
     "HOST": "127.0.0.1",
     "PUBLIC_URL": "https://logs.example.com",
+    "SMTP_URL": "smtp://user:password@mail.example.com:587",
+    "MAIL_FROM": "Logger <logger@example.com>",
 }
 
 # Lists are comma-separated, not JSON: NoDecode leaves the parsing to the validators below.
@@ -145,12 +150,19 @@ class Settings(BaseSettings):
             raise ValueError("a key must be ASCII without surrounding spaces")
         return value
 
-    @field_validator("rate_limit_storage_url", "geoip_database", "api_keys_file")
+    @field_validator("rate_limit_storage_url", "geoip_database")
     @classmethod
     def _not_built(cls, value: str) -> str:
         # Each promises protection or access: to ignore it would be to break the promise silently.
         if value:
             raise ValueError("is not supported by this version; leave it empty")
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value and not (Path(value).is_file() and os.access(value, os.R_OK)):
+            raise ValueError("is not a file that can be read")
         return value
 
     @field_validator("public_url")
@@ -159,6 +171,20 @@ class Settings(BaseSettings):
         if value and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
             raise ValueError("is not an http or https URL")
         return value.rstrip("/")
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _mail_server(cls, value: str) -> str:
+        if value:
+            parse_server(value)  # its error does not repeat the value, which holds a password
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _mail_sender(cls, value: str) -> str:
+        if value:
+            parse_mailbox(value)
+        return value
 
     @field_validator("database_url")
     @classmethod

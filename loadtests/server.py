@@ -121,20 +121,31 @@ def product_env(data_dir: Path, env: dict[str, str] | None = None) -> dict[str, 
     return _clean_env() | {"DATA_DIR": str(data_dir)} | BENCH_LIMITS | (env or {})
 
 
-def make_key(data_dir: Path, client_id: str, env: dict[str, str] | None = None) -> str:
+def make_key(
+    data_dir: Path, client_id: str, env: dict[str, str] | None = None, *, role: str = "client"
+) -> str:
     """Make a client and a key of it with the product's own script; give the key."""
-    script = ROOT / "scripts" / "generate_api_key.py"
+    arguments = ["--client", client_id, "--role", role]
+    return _printed_key("generate_api_key.py", arguments, product_env(data_dir, env))
+
+
+def make_admin_key(data_dir: Path, env: dict[str, str] | None = None) -> str:
+    """Make a key of the platform with the product's own script; give the key."""
+    return _printed_key("create_admin_key.py", ["--name", "admin"], product_env(data_dir, env))
+
+
+def _printed_key(name: str, arguments: list[str], env: dict[str, str]) -> str:
     done = subprocess.run(  # noqa: S603  # our own script
-        [sys.executable, str(script), "--client", client_id, "--json"],
+        [sys.executable, str(ROOT / "scripts" / name), *arguments, "--json"],
         cwd=ROOT,
-        env=product_env(data_dir, env),
+        env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,
         check=False,
     )
     if done.returncode:
-        raise ServerError(f"{script.name}: exit {done.returncode}: {done.stderr.decode()[-500:]}")
+        raise ServerError(f"{name}: exit {done.returncode}: {done.stderr.decode()[-500:]}")
     return str(json.loads(done.stdout)["key"])
 
 

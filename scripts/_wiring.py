@@ -71,6 +71,15 @@ def run(command: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def public_url(settings: Settings) -> str:
+    """Give the URL by which clients reach the service."""
+    if settings.public_url:
+        return settings.public_url
+    # An address to listen on is not always one to connect to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
 def ask(question: str, *, to_stderr: bool) -> str:
     """Ask for a value; the empty text if there is no answer.
 

@@ -1,16 +1,44 @@
 """Make an API key for a client, and the client itself if it is new."""
 
 import argparse
+import logging
+from typing import NoReturn
 
-from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, run
+from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, public_url, run
 
+from app.delivery.secrets_managers import (
+    NotDelivered,
+    SecretsManager,
+    Target,
+    open_manager,
+    parse_target,
+)
+from app.errors import LoggerError
+from app.keys.lifecycle import deactivate_key
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.objects import key_object
 from app.keys.registry import ENVIRONMENTS, create_key
 from app.keys.roles import ADMIN, ROLES
-from app.settings import Settings
 
 RULE = "-" * 72
+
+DELIVERY = """\
+With --deliver the key goes into a secrets manager, in place of being printed. It is stored with
+LOGGER_API_URL, LOGGER_API_KEY, client_id and key_id, as JSON or as Vault's fields; a secret that
+exists gets a new version. If that fails, the key is switched off again.
+
+  aws-secrets-manager:NAME    pip install 'central-logger[aws]'; AWS_DEFAULT_REGION, AWS_PROFILE,
+                              AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and all else that boto3 reads
+  vault:MOUNT/PATH            pip install 'central-logger[vault]'; VAULT_ADDR, VAULT_TOKEN,
+                              VAULT_NAMESPACE, VAULT_CACERT. The first part of the name is the
+                              mount, of KV version 2
+  azure-key-vault:VAULT/NAME  pip install 'central-logger[azure]'; AZURE_CLIENT_ID and all else
+                              that azure-identity reads. Without VAULT/, the vault is the one at
+                              AZURE_KEY_VAULT_URL
+"""
+
+# They warn of each retry and each credential that they try; how it ended is told in one line.
+LIBRARIES = ("azure", "boto3", "botocore", "hvac", "msal", "urllib3")
 
 
 def main() -> None:
@@ -21,16 +49,66 @@ def main() -> None:
     )
     if not client_id:
         raise Refused("client_id is required")
+    if arguments.deliver:
+        _deliver(client_id, arguments)
+        return
     with control_plane() as plane:
         key, text = _create(plane, client_id, arguments)
     if arguments.json:
         print_json({**key_object(key), "key": text})
     else:
-        print(_letter(key, text, _public_url(plane.settings)))
+        print(_letter(key, text, public_url(plane.settings)))
+
+
+def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
+    """Make the key and put it where it belongs; nobody sees it here."""
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    target: Target = arguments.deliver
+    try:
+        with open_manager(target) as manager:
+            # First: a key is not made if it has nowhere to go.
+            manager.check()
+            with control_plane() as plane:
+                key, text = _create(plane, client_id, arguments)
+                _put(plane, manager, target, key, text)
+    except NotDelivered as error:
+        raise Refused(str(error)) from None
+    if arguments.json:
+        print_json({**key_object(key), "delivered_to": str(target)})
+    else:
+        print(f"API key for {key.client_id}, put into {target}:\n\n    {_facts(key)}")
+
+
+def _put(
+    plane: ControlPlane, manager: SecretsManager, target: Target, key: ApiKey, text: str
+) -> None:
+    secret = {
+        "LOGGER_API_URL": public_url(plane.settings),
+        "LOGGER_API_KEY": text,
+        "client_id": key.client_id or "",
+        "key_id": key.key_id,
+    }
+    try:
+        manager.put(secret)
+    except NotDelivered as error:
+        _withdraw(plane, key, str(error))
+    except BaseException:  # noqa: BLE001  # Ctrl-C too: the key may or may not have arrived
+        _withdraw(plane, key, f"{target}: interrupted")
+
+
+def _withdraw(plane: ControlPlane, key: ApiKey, reason: str) -> NoReturn:
+    try:
+        deactivate_key(plane.engine, key.key_id)
+    except LoggerError:
+        raise Refused(f"{reason}; key {key.key_id} is still active: revoke it") from None
+    raise Refused(f"{reason}; key {key.key_id} was switched off again") from None
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=DELIVERY, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--client", metavar="ID", help="client_id, such as acme_corp; asked for")
     parser.add_argument("--name", help="what the key is for (default: the client_id)")
     parser.add_argument("--description", default="")
@@ -45,8 +123,18 @@ def _arguments() -> argparse.Namespace:
             f"--{name.replace('_', '-')}", type=int, metavar="N", help="0 = unlimited"
         )
     parser.add_argument("--prefix", metavar="P", help="instead of cl_live or cl_test")
+    parser.add_argument(
+        "--deliver", type=_target, metavar="MANAGER:NAME", help="put the key there; see below"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
+
+
+def _target(text: str) -> Target:
+    try:
+        return parse_target(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _create(
@@ -70,23 +158,13 @@ def _create(
     )
 
 
-def _public_url(settings: Settings) -> str:
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
-    # An address to listen on is not always one to connect to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://{host}:{settings.port}"
-
-
 def _letter(key: ApiKey, text: str, url: str) -> str:
-    datasets = "all" if key.allowed_datasets is None else ", ".join(key.allowed_datasets)
-    expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M} UTC"
     return f"""\
 API key for {key.client_id}, shown this once and stored nowhere:
 
     {text}
 
-    key id {key.key_id} | role {key.role} | datasets {datasets} | expires {expires}
+    {_facts(key)}
 
 The client's .env:
 
@@ -110,6 +188,12 @@ curl -X POST "$LOGGER_API_URL/api/v1/logs" \\
 
 Keep the key out of code and chats. If it leaks, tell us: it can be revoked at once.
 {RULE}"""
+
+
+def _facts(key: ApiKey) -> str:
+    datasets = "all" if key.allowed_datasets is None else ", ".join(key.allowed_datasets)
+    expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M} UTC"
+    return f"key id {key.key_id} | role {key.role} | datasets {datasets} | expires {expires}"
 
 
 if __name__ == "__main__":

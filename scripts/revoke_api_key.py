@@ -1,10 +1,14 @@
 """Revoke an API key: it fails from the next request on, everywhere."""
 
 import argparse
+import sys
 
 from _wiring import Refused, ask, control_plane, print_json, run
+from sqlalchemy import Engine
 
-from app.errors import NotFound
+from app.activity.presence import Receipt, await_dropped
+from app.errors import NotFound, StorageUnavailable
+from app.keys.database import StartRefused, open_activity
 from app.keys.lifecycle import deactivate_key
 from app.keys.objects import key_object
 from app.keys.registry import get_key
@@ -31,11 +35,41 @@ def main() -> None:
             "yes",
         ):
             raise Refused("not revoked")
-        key = deactivate_key(plane.engine, key_id).key
+        changed = deactivate_key(plane.engine, key_id)
+        receipt = _await_dropped(plane.engine, changed.generation)
     if arguments.json:
-        print_json(key_object(key))
+        print_json(key_object(changed.key) | receipt.as_object())
+    elif key.is_active:
+        print(f"Revoked {key.key_prefix} ({key.name}); {_dropped(receipt)}.")
     else:
-        print(f"Revoked {key.key_prefix} ({key.name}).")
+        print(f"{key.key_prefix} ({key.name}) was revoked already; {_dropped(receipt)}.")
+
+
+def _await_dropped(control: Engine, generation: int) -> Receipt:
+    """Wait for the proof; without it the key is revoked all the same."""
+    try:
+        activity = open_activity(control)
+    except (StartRefused, StorageUnavailable) as error:
+        reason = error.reason if isinstance(error, StorageUnavailable) else error
+        print(f"What workers know of the keys cannot be read: {reason}", file=sys.stderr)
+        return Receipt(effective_at=None, workers=0, ms=0.0, unconfirmed=1)
+    try:
+        return await_dropped(control, activity, generation)
+    finally:
+        activity.dispose()
+
+
+def _dropped(receipt: Receipt) -> str:
+    if receipt.effective_at is None:
+        late, workers = receipt.unconfirmed, _count(receipt.workers + receipt.unconfirmed)
+        return f"not confirmed by {late} of {workers} after {receipt.ms:.0f} ms"
+    if not receipt.workers:
+        return "no worker runs"
+    return f"dropped by {_count(receipt.workers)} after {receipt.ms:.0f} ms"
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker" if workers == 1 else f"{workers} workers"
 
 
 if __name__ == "__main__":

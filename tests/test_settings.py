@@ -32,10 +32,16 @@ def test_example_shows_the_defaults() -> None:
         ("TRUSTED_PROXIES", "10.0.0.0/99", "10.0.0.0/99"),
         ("SECRET_KEY", "short", "16"),
         ("PUBLIC_URL", "nourl", "URL"),
+        ("SMTP_URL", "mail.example.com", "smtp://"),
+        ("SMTP_URL", "smtp://user@mail.example.com", "password"),
+        ("MAIL_FROM", "Logger", "mail address"),
+        ("MAIL_FROM", "Log\nger <logger@example.com>", "line break"),
         ("MAX_BODY_BYTES", "-1", "greater"),
         ("DATABASE_URL", "mysql://x", "sqlite"),
         ("LOG_STORE_URL", "mongodb://x", "embedded"),
         ("API_KEY_ADMIN", "clé", "ASCII"),
+        ("API_KEYS_FILE", "/no/such/file", "read"),
+        ("API_KEYS_FILE", "/", "read"),
     ],
 )
 def test_bad_value_is_one_line(
@@ -54,10 +60,16 @@ def test_bad_value_is_one_line(
 
 def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line about a bad secret does not hold the secret."""
-    monkeypatch.setenv("API_KEYS", '{"hunter2-hunter2": 5}')
-    with pytest.raises(BadSetting) as refused:
-        load_settings()
-    assert "hunter2" not in str(refused.value)
+    for name, value in (
+        ("API_KEYS", '{"hunter2-hunter2": 5}'),
+        ("SMTP_URL", "smtp://user:hunter2/@mail.example.com"),
+        ("SMTP_URL", "smtp://user:hunter2@mail.example.com:x"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(BadSetting, match=name) as refused:
+                load_settings()
+        assert "hunter2" not in str(refused.value)
 
 
 def test_multi_line_json_in_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from http import HTTPStatus
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import health, logs, usage
+from app.api import claims, clients, health, keys, logs, usage
+from app.api.dependencies import authorize
 from app.api.docs import RETRY_AFTER_S, add_docs
 from app.api.openapi import describe
 from app.api.services import Services
@@ -20,17 +21,22 @@ from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnav
 log = structlog.get_logger(__name__)
 
 
-def create_control_app(*, metrics_public: bool) -> FastAPI:
+def create_control_app(
+    *, metrics_public: bool = False, management_requests_per_minute: int = 600
+) -> FastAPI:
     """Build the application; `state.services` is set once the service has opened."""
     app = FastAPI(
         title="central-logger",
         version=__version__,
         redirect_slashes=False,
+        dependencies=[Depends(authorize)],
         openapi_url=None,  # the pages for people are in app/api/docs.py, and limited
     )
     app.state.metrics_public = metrics_public
-    for router in (logs.router, usage.router, health.router):
+    app.state.management_requests_per_minute = management_requests_per_minute
+    for router in (logs.router, usage.router, keys.router, clients.router, health.router):
         app.include_router(router)
+    app.include_router(claims.make_router())
     add_docs(app)
     app.add_exception_handler(LoggerError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

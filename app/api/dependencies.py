@@ -1,12 +1,12 @@
 """The vocabulary of the routes: who calls, what it may, what it stands on."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api import access
 from app.api.services import Services
-from app.errors import Forbidden, Invalid, NotFound
+from app.errors import Invalid, NotFound
 from app.keys.principal import Principal
 from app.logs.rows import NOT_A_SLUG, SLUG
 
@@ -22,38 +22,27 @@ def services(request: Request) -> Services:
 Opened = Annotated[Services, Depends(services)]
 
 
-async def caller(request: Request, opened: Opened) -> Principal:
-    """Authenticate and count the request against its limits."""
+async def authorize(request: Request, opened: Opened) -> None:
+    """Let a request on to its route: authenticated, counted against its limits, and allowed."""
+    rule = access.rule_of(request)
+    if not rule.needs_key:
+        return
     principal = await opened.authenticator.authenticate(request.scope)
+    user_agent = request.headers.get("user-agent", "").encode("latin-1")
+    opened.sightings.note(principal, opened.authenticator.source(request.scope), user_agent)
     account = opened.limiter.account(principal)
     request.state.account = account
     opened.limiter.admit(account)
+    access.check(rule, principal)
+
+
+def caller(request: Request) -> Principal:
+    """Return who calls, whom `authorize` has let pass."""
+    principal: Principal = request.state.account.principal
     return principal
 
 
 Caller = Annotated[Principal, Depends(caller)]
-
-
-def require(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
-    """Return the dependency that lets only callers with a scope pass."""
-
-    async def check(principal: Caller) -> Principal:
-        if scope not in principal.scopes:
-            raise Forbidden(f"Requires scope '{scope}'")
-        return principal
-
-    return check
-
-
-LogReader = Annotated[Principal, Depends(require("logs:read"))]
-UsageReader = Annotated[Principal, Depends(require("usage:read"))]
-
-
-async def platform_admin(principal: Caller) -> Principal:
-    """Let only platform keys pass."""
-    if not principal.is_admin:
-        raise Forbidden("Admin key required")
-    return principal
 
 
 def client_asked(principal: Principal, named: str | None, opened: Services) -> str:

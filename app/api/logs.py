@@ -6,7 +6,7 @@ from dataclasses import replace
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import ALL_CLIENTS, LogReader, Opened, client_asked
+from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.openapi import LOG_FILTERS, LOG_PAGE, LOG_RECORD, documented
 from app.api.services import Services
 from app.errors import Forbidden, Invalid, NotFound
@@ -25,7 +25,7 @@ SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     summary="Read your logs, newest first",
     **documented(LOG_PAGE, 400, 403, 404, 422, parameters=LOG_FILTERS),
 )
-async def list_logs(request: Request, principal: LogReader, opened: Opened) -> Response:
+async def list_logs(request: Request, principal: Caller, opened: Opened) -> Response:
     """Return one page; `next_cursor` continues it, without gap or repeat, while logs arrive."""
     params = list(request.query_params.multi_items())
     client_id = _one_client(principal, params, opened)
@@ -45,7 +45,7 @@ async def list_logs(request: Request, principal: LogReader, opened: Opened) -> R
 
 
 @router.get("/{log_id}", summary="Read one log", **documented(LOG_RECORD, 403, 404, 422))
-async def get_log(log_id: str, request: Request, principal: LogReader, opened: Opened) -> Response:
+async def get_log(log_id: str, request: Request, principal: Caller, opened: Opened) -> Response:
     """Return the same object as in the list; another client's log is not found."""
     place = parse_id(log_id)
     client_id = _one_client(principal, request.query_params.multi_items(), opened)

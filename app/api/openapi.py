@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app import __version__
+from app.api.schemas import SCHEMAS
 from app.edge.ingest import IDEMPOTENCY_KEY_LENGTH_MAX, MEDIA_TYPES, PATH
 from app.logs.query import DEFAULT_LIMIT, FILTERS, MAX_LIMIT
 from app.logs.rows import SLUG
@@ -121,6 +122,7 @@ COMPONENTS = {
         "BatchStored": _BATCH_STORED,
         "Errors": _ERRORS,
         "Problem": _PROBLEM,
+        **SCHEMAS,
     },
     "securitySchemes": {
         "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -168,6 +170,7 @@ def _parameter(name: str, schema: JsonSchema, description: str) -> JsonSchema:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
+CLIENT_ID = _parameter("client_id", _TEXT, "The client; needed with an admin key.")
 LOG_FILTERS = [
     _parameter("from", _TEXT, "Executed at or after: RFC 3339, or relative like `-1h`, `-7d`."),
     _parameter("to", _TEXT, "Executed before."),
@@ -182,9 +185,10 @@ LOG_FILTERS = [
         "Logs on a page.",
     ),
     _parameter("cursor", _TEXT, "`next_cursor` of the page before."),
+    CLIENT_ID,
 ]
-CLIENT_ID = _parameter("client_id", _TEXT, "The client; needed with an admin key.")
 
+_SUCCESSES = {200: "OK", 201: "Created"}
 _FAULTS = {
     400: "Malformed body",
     401: "API key required, or Invalid API key",
@@ -199,6 +203,15 @@ _FAULTS = {
 }
 
 
+# What may be wrong with a body of JSON.
+BODY_FAULTS = (400, 413, 415, 422)
+API_KEY = _json(_ref("ApiKey"))
+API_KEY_PAGE = _json(_ref("ApiKeyPage"))
+NEW_API_KEY = _json(_ref("NewApiKey"))
+CLIENT = _json(_ref("Client"))
+CLIENT_PAGE = _json(_ref("ClientPage"))
+
+
 def _fault(status: int) -> JsonSchema:
     content = {"application/problem+json": {"schema": _ref("Problem")}}
     return {"description": _FAULTS[status], "content": content}
@@ -207,16 +220,22 @@ def _fault(status: int) -> JsonSchema:
 def documented(
     content: JsonSchema,
     *faults: int,
+    status: int = 200,
     parameters: list[JsonSchema] | None = None,
+    body: JsonSchema | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments that describe a route: its answer and its faults."""
+    """Return the arguments that describe a route: its answer, its faults, what it takes."""
     statuses = set(faults) if public else {401, 429, 503, *faults}
-    responses: dict[int | str, Any] = {200: {"description": "OK", "content": content}}
-    responses |= {status: _fault(status) for status in sorted(statuses)}
+    responses: dict[int | str, Any] = {
+        status: {"description": _SUCCESSES[status], "content": content}
+    }
+    responses |= {fault: _fault(fault) for fault in sorted(statuses)}
     extra: JsonSchema = {"security": [] if public else SECURITY}
     if parameters is not None:
-        extra["parameters"] = [*parameters, CLIENT_ID]
+        extra["parameters"] = parameters
+    if body is not None:
+        extra["requestBody"] = body
     return {"responses": responses, "openapi_extra": extra, "response_model": None}
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.api.dependencies import ALL_CLIENTS, Opened, UsageReader, client_asked
+from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.openapi import USAGE, documented
 from app.errors import Invalid
 from app.logs.batch import USAGE_COUNTERS
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
 @router.get("", summary="Read your usage", **documented(USAGE, 403, 404, 422))
 async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the query string
-    principal: UsageReader,
+    principal: Caller,
     opened: Opened,
     client_id: Annotated[str | None, Query(description="With an admin key; `*` for all.")] = None,
     from_: Annotated[str | None, Query(alias="from", description="RFC 3339, or `-7d`.")] = None,

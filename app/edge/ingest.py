@@ -28,6 +28,7 @@ from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
 from app.edge.response import respond
+from app.edge.sightings import Sightings
 from app.edge.singles import Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
@@ -75,6 +76,7 @@ class IngestEndpoint:
         authenticator: Authenticator,
         limiter: Limiter,
         tally: Tally,
+        sightings: Sightings,
         inflight: Inflight,
         decode_limits: DecodeLimits,
         body_bytes_max: int,
@@ -85,6 +87,7 @@ class IngestEndpoint:
         self._authenticator = authenticator
         self._limiter = limiter
         self._tally = tally
+        self._sightings = sightings
         self._inflight = inflight
         self._decode_limits = decode_limits
         self._body_bytes_max = body_bytes_max
@@ -104,6 +107,10 @@ class IngestEndpoint:
                 headers = _combined(scope["headers"])
             if principal is None:
                 principal = await self._authenticator.authenticate(scope)
+            address = self._authenticator.address(
+                scope.get("client"), headers.get(b"x-forwarded-for")
+            )
+            self._sightings.note(principal, address, headers.get(b"user-agent", b""))
             account = self._limiter.account(principal)
             upload = self._admit(account, headers, scope["query_string"])
             status, reply_headers, body = await self._store_upload(upload, receive, request_id)
@@ -138,9 +145,7 @@ class IngestEndpoint:
             self._client(account.principal, query_string),
             content_type != JSON_TYPES[0] and _is_ndjson(content_type),
             encoding,
-            _idempotency_key(headers[b"idempotency-key"])
-            if b"idempotency-key" in headers
-            else None,
+            idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
             Share(self._inflight),
         )
         # With an Idempotency-Key it may be a repeat, which costs nothing but a request.
@@ -334,7 +339,8 @@ def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return combined
 
 
-def _idempotency_key(value: bytes) -> str:
+def idempotency_key(value: bytes) -> str:
+    """Read the header of that name; raise Invalid for what is no key."""
     key = value.decode("latin-1").strip()
     if not key or len(key) > IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii():
         detail = f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} ASCII characters"

@@ -5,6 +5,7 @@ nothing is near a limit, the body may be one plain log. Whatever takes more than
 `ingest`, and so is every refusal: there is one place for each.
 """
 
+from time import time
 from typing import Protocol
 
 import structlog
@@ -17,6 +18,7 @@ from app.edge.limits import Account, Limiter
 from app.edge.outcome import JSON
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
+from app.edge.sightings import Sightings, Source
 from app.edge.singles import Member, Singles, is_candidate
 from app.errors import LoggerError, StorageUnavailable
 
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 class Exchange(Protocol):
     """A POST of logs that has arrived whole, at the plain path, and its way to an answer."""
 
+    client: tuple[str, int] | None
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
@@ -45,10 +48,12 @@ class Exchange(Protocol):
 class PromptIngest:
     """Takes in what it can at a glance."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what the path stands on, by name
         self,
+        *,
         authenticator: Authenticator,
         limiter: Limiter,
+        sightings: Sightings,
         inflight: Inflight,
         singles: Singles,
         single_bytes_max: int,
@@ -57,6 +62,7 @@ class PromptIngest:
         self._singles = singles
         self._single_bytes_max = single_bytes_max
         self.limiter = limiter
+        self.sightings = sightings
         self.inflight = inflight
 
     def take(self, exchange: Exchange) -> bool:
@@ -79,22 +85,31 @@ class PromptIngest:
         if not self.inflight.take(len(body)):
             self.limiter.refund(account, requests=1, logs=1, body_bytes=len(body))
             return False
-        self._singles.add(_Taken(self, exchange, account, principal.client_id))
+        address = self._authenticator.address(exchange.client, headers.get(b"x-forwarded-for"))
+        source = (address, headers.get(b"user-agent", b""))
+        self._singles.add(_Taken(self, exchange, account, principal.client_id, source))
         return True
 
 
 class _Taken(Member):
     """A request on its way to the store."""
 
-    __slots__ = ("_account", "_exchange", "_ingest")
+    __slots__ = ("_account", "_came_s", "_exchange", "_ingest", "_source")
 
     def __init__(
-        self, ingest: PromptIngest, exchange: Exchange, account: Account, client_id: str
+        self,
+        ingest: PromptIngest,
+        exchange: Exchange,
+        account: Account,
+        client_id: str,
+        source: Source,
     ) -> None:
         super().__init__(account.principal, client_id, exchange.body)
         self._ingest = ingest
         self._exchange = exchange
         self._account = account
+        self._source = source
+        self._came_s = time()
 
     def stored(self, reply: bytes) -> None:
         """Answer, now that the log is on disk."""
@@ -123,6 +138,8 @@ class _Taken(Member):
         self._ingest.limiter.refund(self._account, requests=1, logs=1, body_bytes=size)
 
     def _answer(self, request_id: str, status: int, headers: Headers, body: bytes) -> None:
+        # Not before: what is handed back is seen by `ingest`.
+        self._ingest.sightings.count(self.principal.key_id, self._source, self._came_s)
         metrics.count_request("ingest", status)
         lines = b"x-request-id: %b\r\ncontent-length: %d\r\n%b" % (
             request_id.encode(),

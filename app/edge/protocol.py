@@ -39,6 +39,7 @@ class Exchange:
         "_protocol",
         "_scope",
         "body",
+        "client",
         "disconnected",
         "headers",
         "keep_alive",
@@ -47,6 +48,7 @@ class Exchange:
     )
 
     def __init__(self, protocol: "EdgeProtocol", body: bytes) -> None:
+        self.client = protocol.client
         self.headers = protocol.headers
         self.body = body
         self._protocol = protocol

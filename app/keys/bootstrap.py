@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from sqlmodel import Session
 from app.errors import Invalid
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import StartRefused, reading, writing
+from app.keys.imports import prepare_import
 from app.keys.models import ApiKey, Client
-from app.keys.registry import add_client, any_key, new_key, prepare_import
+from app.keys.registry import add_client, any_key, new_key
 from app.keys.roles import ADMIN
 from app.keys.verifier import SECRET_LENGTH_MIN, Peppers
 
@@ -76,7 +78,7 @@ def first_start(  # noqa: PLR0913 (each is one setting)
     client_ids = configured.client_ids | (set() if require_api_key else {DEFAULT_CLIENT_ID})
     # Looked at before anything is locked or written: most starts have nothing to do.
     with reading(engine) as session:
-        missing = [c for c in sorted(client_ids) if session.get(Client, c) is None]
+        missing = _missing(session, client_ids)
         wants_admin = bool(initial_admin_key) and not any_key(session, role=ADMIN)
         wants_demo = embedded and not configured and not initial_admin_key and not any_key(session)
     if not (missing or wants_admin or wants_demo):
@@ -93,6 +95,20 @@ def first_start(  # noqa: PLR0913 (each is one setting)
         if wants_demo and not any_key(session):
             return _add_first_keys(session, peppers, key_hasher)
     return None
+
+
+def see_clients(engine: Engine, client_ids: Collection[str]) -> None:
+    """See that these clients exist; writes nothing if they do."""
+    with reading(engine) as session:
+        missing = _missing(session, client_ids)
+    if missing:
+        with writing(engine) as session:
+            for client_id in missing:
+                add_client(session, client_id)
+
+
+def _missing(session: Session, client_ids: Collection[str]) -> list[str]:
+    return [c for c in sorted(client_ids) if session.get(Client, c) is None]
 
 
 def _initial_admin(peppers: Peppers, token: str, key_hasher: str) -> ApiKey:

@@ -15,8 +15,9 @@ from sqlalchemy import Engine
 
 from app.errors import InvalidKey, StorageUnavailable
 from app.keys.argon2_pool import Argon2Pool
-from app.keys.configured import DEFAULT_CLIENT_ID, TOKEN_LENGTH_MAX, ConfiguredKeys
+from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import sqlite_path
+from app.keys.imports import TOKEN_LENGTH_MAX
 from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
 from app.keys.token import MalformedToken, ParsedToken, parse
@@ -144,6 +145,14 @@ class Keyring:
         """Say whether there is a client of that name; raises StorageUnavailable."""
         return self._stored.client(client_id) is not None
 
+    def reconfigure(self, configured: ConfiguredKeys) -> None:
+        """Accept other configured keys from now on; whoever was verified before is looked up anew.
+
+        It is a change like one of the database, to be called on the event loop.
+        """
+        self._configured = configured
+        self._forget_verified()
+
     def close(self) -> None:
         """Stop what runs in the background and let go of the watch."""
         for task in self._tasks:
@@ -179,15 +188,18 @@ class Keyring:
             self._watch_lost = False
             self._gone = None
         if changed:
-            self.changes += 1
-            self._verified.clear()
-            self._live = None
+            self._forget_verified()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return  # Without a loop there are no turns: the next call checks again.
         self._is_fresh = True
         loop.call_soon(self._forget)
+
+    def _forget_verified(self) -> None:
+        self.changes += 1
+        self._verified.clear()
+        self._live = None
 
     def _forget(self) -> None:
         self._is_fresh = False
@@ -246,8 +258,9 @@ class Keyring:
         raise InvalidKey
 
     def _again(self, key: KeyRecord) -> list[Candidate]:
-        if key in self._configured:
-            return [self._with_client(key)]
+        configured = self._configured.current(key)
+        if configured is not None:
+            return [self._with_client(configured)]
         return self._stored.by_key_id(key.key_id)
 
     # Accepting it. No `await` from the read of the row to the end of this.

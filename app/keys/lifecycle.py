@@ -15,9 +15,9 @@ from sqlmodel import Session, col
 from app.errors import Conflict, Invalid
 from app.keys.authority import check_reach, check_within, shorten
 from app.keys.database import writing
-from app.keys.models import LIMIT_NAMES, ApiKey, Client, Generation, utc_now
+from app.keys.models import LIMIT_NAMES, ApiKey, Generation, utc_now
 from app.keys.principal import Principal
-from app.keys.registry import IMPORTED, check_key, find_client, find_key, give_token
+from app.keys.registry import IMPORTED, check_key, find_key, give_token
 from app.keys.verifier import Peppers
 
 # Long enough to change a workflow by hand on the next working day.
@@ -36,13 +36,6 @@ class KeyChange(NamedTuple):
     """A key after a change, and the generation of it."""
 
     key: ApiKey
-    generation: int
-
-
-class ClientChange(NamedTuple):
-    """A client after a change that may have ended the use of its keys."""
-
-    client: Client
     generation: int
 
 
@@ -65,10 +58,11 @@ def update_key(
         for name, value in changes.items():
             setattr(key, name, value)
         check_key(key, changed=changes)
-        check_within(asker, key)
+        if key.is_active or changes.keys() != {"is_active"}:  # taking away needs no more than reach
+            check_within(asker, key)
         if is_off and key.is_active:
             _check_revivable(key)
-        return KeyChange(key, _advance(session))
+        return KeyChange(key, advance(session))
 
 
 def rotate_key(  # noqa: PLR0913  # see create_key
@@ -112,7 +106,7 @@ def rotate_key(  # noqa: PLR0913  # see create_key
         session.flush()  # so that the old one can name it
         old.rotated_to = key.id
         old.grace_until = _earlier(now + timedelta(seconds=grace_s), old.expires_at)
-        return Rotation(key, text, old, _advance(session))
+        return Rotation(key, text, old, advance(session))
 
 
 def deactivate_key(
@@ -122,7 +116,7 @@ def deactivate_key(
     with writing(engine) as session:
         key = _find(session, id_or_key_id, asker)
         key.is_active = False
-        return KeyChange(key, _advance(session))
+        return KeyChange(key, advance(session))
 
 
 def activate_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
@@ -132,7 +126,7 @@ def activate_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None =
         check_within(asker, key)
         _check_revivable(key)
         key.is_active = True
-        return KeyChange(key, _advance(session))
+        return KeyChange(key, advance(session))
 
 
 def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
@@ -142,20 +136,21 @@ def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = N
         key.is_active = False
         key.verifier = key.lookup_tag = None
         key.deleted_at = utc_now()
-        return KeyChange(key, _advance(session))
+        return KeyChange(key, advance(session))
 
 
-def update_client(
-    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
-) -> ClientChange:
-    """Set columns of a client; while it is inactive none of its keys works."""
-    with writing(engine) as session:
-        check_reach(asker, client_id)
-        client = find_client(session, client_id)
-        for name, value in changes.items():
-            setattr(client, name, value)
-        client.updated_at = utc_now()
-        return ClientChange(client, _advance(session))
+def advance(session: Session) -> int:
+    """Return the generation of the change; the present one if nothing has changed.
+
+    What is not written does not empty every worker's cache.
+    """
+    if session.new or any(session.is_modified(one) for one in session.dirty):
+        session.connection().execute(
+            update(Generation).where(col(Generation.id) == 1).values(value=Generation.value + 1)
+        )
+    row = session.get(Generation, 1)
+    assert row is not None  # noqa: S101  # the migration made it
+    return row.value
 
 
 def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:
@@ -179,17 +174,3 @@ def _prefix(key: ApiKey) -> str | None:
 
 def _earlier(one: datetime, other: datetime | None) -> datetime:
     return one if other is None else min(one, other)
-
-
-def _advance(session: Session) -> int:
-    """Return the generation of the change; the present one if nothing has changed.
-
-    What is not written does not empty every worker's cache.
-    """
-    if session.new or any(session.is_modified(one) for one in session.dirty):
-        session.connection().execute(
-            update(Generation).where(col(Generation.id) == 1).values(value=Generation.value + 1)
-        )
-    row = session.get(Generation, 1)
-    assert row is not None  # noqa: S101  # the migration made it
-    return row.value

@@ -21,6 +21,7 @@ class Limits:
 
 
 UNLIMITED = Limits(0, 0, 0)
+ANONYMOUS = "anonymous"  # the key_id of callers without a key, where none is required
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Required, TypedDict, Unpack
 from uuid import UUID
 
-from sqlalchemy import Engine, delete
+from sqlalchemy import ColumnElement, Engine, delete
 from sqlmodel import Session, col, select
 
-from app.errors import Conflict, Invalid, NotFound, fault
+from app.errors import Invalid, NotFound, fault
 from app.keys.authority import check_reach, check_within, narrow
-from app.keys.configured import TOKEN_LENGTH_MAX
 from app.keys.database import reading, writing
 from app.keys.models import LIMIT_NAMES, ApiKey, Client, CreatedOnce, utc_now
+from app.keys.objects import RotationPolicy
 from app.keys.principal import Principal
 from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import (
@@ -26,11 +26,7 @@ from app.keys.token import (
     PREFIX_LIVE,
     PREFIX_PATTERN,
     PREFIX_TEST,
-    MalformedToken,
-    display,
     mint,
-    parse,
-    random_key_id,
 )
 from app.keys.verifier import Peppers
 
@@ -40,6 +36,8 @@ NAME_LENGTH_MAX = 255
 METADATA_BYTES_MAX = 16 * 1024
 DESCRIPTION_LENGTH_MAX = 4_096
 DATASETS_MAX = 1_000
+EMAIL_LENGTH_MAX = 254
+RETENTION_DAYS_MAX = 36_500
 
 # What stands for the text of a key that was made elsewhere, of which nothing may be shown.
 IMPORTED = "imported_"
@@ -71,18 +69,8 @@ class KeyProperties(TypedDict, total=False):
     created_by: str | None
 
 
-def ensure_client(engine: Engine, client_id: str, *, name: str | None = None) -> Client:
-    """Find the client, or make it; Invalid for what is no client_id."""
-    with reading(engine) as session:
-        client = session.get(Client, client_id)
-    if client is not None:
-        return client
-    with writing(engine) as session:
-        return add_client(session, client_id, name=name)
-
-
 def add_client(session: Session, client_id: str, *, name: str | None = None) -> Client:
-    """Find the client, or make it, in the caller's transaction."""
+    """Find the client, or make it, in the caller's transaction; Invalid for no client_id."""
     client = session.get(Client, client_id)
     if client is None:
         if not CLIENT_ID_PATTERN.fullmatch(client_id):
@@ -214,87 +202,63 @@ def _made_before(session: Session, once: Once) -> ApiKey | None:
     return session.get(ApiKey, made.api_key_id)
 
 
-def prepare_import(
-    peppers: Peppers, token: str, *, client_id: str | None, name: str, key_hasher: str = "auto"
-) -> ApiKey:
-    """Make the row of a key that was made elsewhere, or by another installation; not stored yet.
+class KeyFilter(NamedTuple):
+    """Which keys to list; deleted ones are remembered but never listed.
 
-    What has our format is 256 random bits and gets a keyed verifier, anything else argon2id. Raises
-    Invalid for what could never be accepted as a key.
+    `due` leaves those that end, or should be rotated, by a moment; `after` continues a list behind
+    a key's created_at and id.
     """
-    if not token.isascii() or not token.isprintable() or token.strip() != token:
-        raise Invalid.parameter("key", "must be printable ASCII without surrounding spaces")
-    if not 0 < len(token) <= TOKEN_LENGTH_MAX:
-        raise Invalid.parameter("key", f"must have 1 to {TOKEN_LENGTH_MAX} characters")
-    try:
-        parsed = parse(token)
-    except MalformedToken as error:
-        raise Invalid.parameter("key", f"mistyped: {error}") from None
-    key_id = parsed.key_id if parsed else random_key_id()
-    key = ApiKey(
-        key_id=key_id,
-        # Of a guessable key no part may be shown.
-        key_prefix=display(token) if parsed else f"{IMPORTED}{key_id}***",
-        client_id=client_id,
-        name=name,
-        role=ADMIN if client_id is None else "client",
-        created_by="import",
-    )
-    if errors := _faults(key):
-        raise Invalid(errors)
-    _set_verifier(key, token, peppers, key_hasher if parsed else "argon2id")
-    return key
+
+    client_id: str | None = None
+    include_inactive: bool = False
+    due: tuple[RotationPolicy, datetime] | None = None
+    after: tuple[datetime, UUID] | None = None
+    limit: int | None = None
 
 
-def import_key(  # noqa: PLR0913 (see create_key)
-    engine: Engine,
-    peppers: Peppers,
-    *,
-    token: str,
-    client_id: str | None,
-    name: str,
-    key_hasher: str = "auto",
-) -> ApiKey:
-    """Store a key that was made elsewhere; Conflict if it is stored already, for whichever client.
+ACTIVE = KeyFilter()
 
-    One text that opened two clients' logs would be decided by the order of rows.
-    """
-    key = prepare_import(peppers, token, client_id=client_id, name=name, key_hasher=key_hasher)
-    # Read before the transaction: argon2 must not run while the write lock is held.
+
+def list_keys(engine: Engine, wanted: KeyFilter = ACTIVE) -> list[ApiKey]:
+    """List keys, oldest first."""
+    conditions: list[Any] = [col(ApiKey.deleted_at).is_(None)]
+    if wanted.client_id is not None:
+        conditions.append(col(ApiKey.client_id) == wanted.client_id)
+    if not wanted.include_inactive:
+        conditions.append(col(ApiKey.is_active))
+    if wanted.due is not None:
+        conditions.append(_is_due(*wanted.due))
+    created_at, id_ = col(ApiKey.created_at), col(ApiKey.id)
+    if wanted.after is not None:
+        at, last = wanted.after
+        conditions.append((created_at > at) | ((created_at == at) & (id_ > last)))
+    selected = select(ApiKey).where(*conditions).order_by(created_at, id_).limit(wanted.limit)
     with reading(engine) as session:
-        alike = session.exec(
-            select(ApiKey).where(
-                (col(ApiKey.key_id) == key.key_id)
-                | col(ApiKey.lookup_tag).in_(peppers.lookup_tags(token))
+        return list(session.exec(selected).all())
+
+
+def _is_due(policy: RotationPolicy, by: datetime) -> ColumnElement[bool]:
+    """Say in SQL what RotationPolicy.due_at and ApiKey.ends_at say of one key."""
+    due = (col(ApiKey.expires_at) <= by) | (col(ApiKey.grace_until) <= by)
+    for environment, days in (("live", policy.live_days), ("test", policy.test_days)):
+        if days:
+            due |= (
+                col(ApiKey.rotated_to).is_(None)
+                & (col(ApiKey.environment) == environment)
+                & (col(ApiKey.created_at) <= by - timedelta(days=days))
             )
-        ).all()
-    if any(a.key_id == key.key_id or peppers.verify(a.verifier or "", token) for a in alike):
-        raise Conflict("This key is stored already")
-    with writing(engine) as session:
-        if client_id is not None and session.get(Client, client_id) is None:
-            raise NotFound
-        session.add(key)
+    return due
+
+
+def get_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> ApiKey:
+    """Find a key by its UUID or its public id.
+
+    NotFound if there is none, it was deleted, or it is not the asker's to see.
+    """
+    with reading(engine) as session:
+        key = find_key(session, id_or_key_id)
+    check_reach(asker, key.client_id)
     return key
-
-
-def list_keys(
-    engine: Engine, client_id: str | None = None, *, include_inactive: bool = False
-) -> list[ApiKey]:
-    """List keys, oldest first; deleted ones are remembered but not listed."""
-    wanted = select(ApiKey).where(col(ApiKey.deleted_at).is_(None))
-    if client_id is not None:
-        wanted = wanted.where(col(ApiKey.client_id) == client_id)
-    if not include_inactive:
-        wanted = wanted.where(col(ApiKey.is_active))
-    with reading(engine) as session:
-        ordered = wanted.order_by(col(ApiKey.created_at), col(ApiKey.id))
-        return list(session.exec(ordered).all())
-
-
-def get_key(engine: Engine, id_or_key_id: str) -> ApiKey:
-    """Find a key by its UUID or its public id; NotFound if there is none or it was deleted."""
-    with reading(engine) as session:
-        return find_key(session, id_or_key_id)
 
 
 def find_key(session: Session, id_or_key_id: str) -> ApiKey:
@@ -320,6 +284,20 @@ def find_client(session: Session, client_id: str) -> Client:
     return client
 
 
+def check_client(client: Client) -> None:
+    """Raise Invalid, naming each bad column."""
+    errors = [
+        *_fault("client_id", _client_fault(client.client_id)),
+        *_fault("name", _name_fault(client.name)),
+        *_fault("contact_email", _email_fault(client.contact_email)),
+        *_fault("retention_days", _retention_fault(client.retention_days)),
+        *_fault("dataset_retention_days", _retentions_fault(client.dataset_retention_days)),
+        *_fault("metadata", _metadata_fault(client.extra)),
+    ]
+    if errors:
+        raise Invalid(errors)
+
+
 def check_key(key: ApiKey, changed: Collection[str]) -> None:
     """Raise Invalid, naming each bad one, for columns of a key that were changed."""
     names = {"metadata" if name == "extra" else name for name in changed}
@@ -328,20 +306,8 @@ def check_key(key: ApiKey, changed: Collection[str]) -> None:
         raise Invalid(errors)
 
 
-def has_any_key(engine: Engine) -> bool:
-    """Say whether any key was ever made here."""
-    with reading(engine) as session:
-        return any_key(session)
-
-
-def has_admin_key(engine: Engine) -> bool:
-    """Say whether any platform key was ever made here, revoked and deleted ones included."""
-    with reading(engine) as session:
-        return any_key(session, role=ADMIN)
-
-
 def any_key(session: Session, *, role: str | None = None) -> bool:
-    """Do the same in the caller's transaction, of all keys or of one role."""
+    """Say whether any key was ever made here, revoked and deleted ones included, or of one role."""
     wanted = select(ApiKey.id).limit(1)
     if role is not None:
         wanted = wanted.where(col(ApiKey.role) == role)
@@ -375,6 +341,32 @@ def _faults(key: ApiKey) -> list[dict[str, Any]]:
         *_fault("metadata", _metadata_fault(key.extra)),
         *_fault("expires_at", _expiry_fault(key.expires_at)),
     ]
+
+
+def _email_fault(address: str | None) -> str | None:
+    # Printable above all: a line break would end a mail's header.
+    if address is None or (
+        len(address) <= EMAIL_LENGTH_MAX
+        and address.isprintable()
+        and re.fullmatch(r"[^@\s<>,;\"]+@[^@\s<>,;\"]+", address)
+    ):
+        return None
+    return "must be one mail address"
+
+
+def _retention_fault(days: int | None) -> str | None:
+    if days is None or 1 <= days <= RETENTION_DAYS_MAX:
+        return None
+    return f"must be 1 to {RETENTION_DAYS_MAX} days, or null for ever"
+
+
+def _retentions_fault(days_of: dict[str, int] | None) -> str | None:
+    for dataset, days in (days_of or {}).items():
+        if not CLIENT_ID_PATTERN.fullmatch(dataset):
+            return f"{_SLUG_DETAIL}: {dataset!r}"
+        if detail := _retention_fault(days):
+            return detail
+    return _datasets_fault(list(days_of)) if days_of else None
 
 
 def _one_of(value: object, allowed: Collection[str]) -> str | None:

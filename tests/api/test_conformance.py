@@ -1,7 +1,7 @@
 """The running service against its own OpenAPI description, with bodies and parameters made up."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import schemathesis
@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.api.app import create_control_app
-from loadtests.server import make_key, start_product
+from loadtests.server import make_admin_key, make_key, start_product
 
 CHECKS = [
     not_a_server_error,
@@ -36,17 +36,30 @@ def _lines(_context: object, value: object) -> bytes:
 schema = schemathesis.openapi.from_dict(create_control_app(metrics_public=False).openapi())
 
 
+class Target(NamedTuple):
+    """A running product, and a key of each kind of caller."""
+
+    url: str
+    keys: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Start the product; give its address and a key."""
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Start the product."""
     data_dir = tmp_path_factory.mktemp("conformance")
-    with start_product(data_dir) as server:
-        yield f"http://127.0.0.1:{server.port}", make_key(data_dir, "acme")
+    with start_product(data_dir, {"MANAGEMENT_REQUESTS_PER_MINUTE": "100000"}) as server:
+        keys = {
+            "client": make_key(data_dir, "acme"),
+            "owner": make_key(data_dir, "acme", role="owner"),
+            "admin": make_admin_key(data_dir),
+        }
+        yield Target(f"http://127.0.0.1:{server.port}", keys)
 
 
+@pytest.mark.parametrize("caller", ["client", "owner", "admin"])
 @schema.parametrize()
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
-def test_answers_are_as_described(case: Case[Any], target: tuple[str, str]) -> None:
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+def test_answers_are_as_described(case: Case[Any], target: Target, caller: str) -> None:
     """Whatever the description allows or forbids, the answer is one that it promises, never 5xx."""
-    url, key = target
-    case.call_and_validate(base_url=url, headers={"X-API-Key": key}, checks=CHECKS)
+    headers = {"X-API-Key": target.keys[caller]}
+    case.call_and_validate(base_url=target.url, headers=headers, checks=CHECKS)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from app.activity.uses import read_sources
 from app.edge.problem import Headers
 from app.edge.prompt import PromptIngest
 from app.errors import StorageUnavailable
-from tests.support import Service, eventually, record, running
+from app.keys.database import open_activity
+from tests.support import Service, eventually, key_id_of, record, running
 
 NUMBERS = itertools.count()
 BODY = json.dumps(record()).encode()
@@ -19,7 +21,10 @@ BODY = json.dumps(record()).encode()
 class FakeExchange:
     """A request, and what became of it."""
 
+    client: tuple[str, int] | None
+
     def __init__(self, key: str, body: bytes = BODY, *headers: tuple[bytes, bytes]) -> None:
+        self.client = ("192.0.2.7", 1234)
         self.headers = [(b"x-api-key", key.encode()), *headers]
         self.body = body
         self.answers: list[tuple[int, Headers, bytes, bytes]] = []
@@ -137,6 +142,39 @@ def test_who_may_not_be_taken(service: Service, prompt: PromptIngest, client_id:
     exchanges = [FakeExchange(key) for key in (*keys, *others, "")]
     assert take(service, prompt, *exchanges) == [False] * 7
     assert not any(one.answers or one.times_given_back for one in exchanges)
+
+
+def sources_of(service: Service, prompt: PromptIngest, key: str) -> dict[tuple[str, str], int]:
+    """Read how often a key was used from where."""
+    service.run(prompt.sightings.flush())
+    activity = open_activity(service.engine)
+    try:
+        sources = read_sources(activity, key_id_of(key))
+    finally:
+        activity.dispose()
+    return {(source.source_ip, source.user_agent): source.requests for source in sources}
+
+
+def test_a_log_that_is_taken_is_seen(
+    service: Service, prompt: PromptIngest, client_id: str
+) -> None:
+    """A request that is answered counts as one use of its key, from where it came."""
+    key = seen(service, client_id)
+    exchanges = [FakeExchange(key, BODY, (b"user-agent", b"n8n/1.0")) for _ in range(3)]
+    assert take(service, prompt, *exchanges) == [True] * 3
+    assert sources_of(service, prompt, key)["192.0.2.7", "n8n/1.0"] == 3
+
+
+def test_a_log_that_is_given_back_is_not_seen(
+    service: Service, prompt: PromptIngest, client_id: str
+) -> None:
+    """A request that is left to `ingest`, before or after it was taken, is counted there alone."""
+    key = seen(service, client_id)
+    exchange = FakeExchange(key, b"{ ]}")
+    special = FakeExchange(key, BODY, (b"idempotency-key", b"1"))
+    assert take(service, prompt, exchange, special) == [True, False]
+    assert exchange.times_given_back == 1
+    assert ("192.0.2.7", "") not in sources_of(service, prompt, key)
 
 
 def test_a_revocation_in_the_same_turn(

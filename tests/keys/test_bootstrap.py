@@ -16,7 +16,7 @@ from app.keys.configured import ConfiguredKeys
 from app.keys.database import StartRefused, embedded_url, open_engine, reading
 from app.keys.lifecycle import deactivate_key
 from app.keys.models import Client
-from app.keys.registry import has_admin_key, has_any_key, list_keys
+from app.keys.registry import KeyFilter, list_keys
 from app.keys.verifier import Peppers
 from tests.keys.conftest import SECRET, KeyringFactory
 
@@ -82,7 +82,8 @@ def test_no_first_keys_where_others_exist(engine: Engine, peppers: Peppers, reas
         initial_admin_key="boss" if reason == "initial" else "",
     )
     assert made is None
-    assert has_any_key(engine) == (reason in {"initial", "revoked"})
+    found = list_keys(engine, KeyFilter(include_inactive=True))
+    assert bool(found) == (reason in {"initial", "revoked"})
 
 
 def test_the_initial_admin_key_is_imported_once(
@@ -97,12 +98,13 @@ def test_the_initial_admin_key_is_imported_once(
     deactivate_key(engine, key.key_id)
     first_start(engine, peppers, nothing, embedded=True, initial_admin_key="boss")
     assert list_keys(engine) == []
-    assert has_admin_key(engine)
+    (ended,) = list_keys(engine, KeyFilter(include_inactive=True))
+    assert ended.id == key.id
 
 
 def test_a_bad_initial_admin_key_is_refused(engine: Engine, peppers: Peppers) -> None:
     """A mistyped key of our form stops the start instead of being stored in vain."""
-    with pytest.raises(StartRefused, match=r"^INITIAL_ADMIN_KEY: mistyped"):
+    with pytest.raises(StartRefused, match=r"^INITIAL_ADMIN_KEY: is mistyped"):
         first_start(
             engine,
             peppers,

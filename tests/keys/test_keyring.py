@@ -19,13 +19,15 @@ from sqlalchemy import Engine, event
 from app.errors import InvalidKey, Overloaded, StorageUnavailable
 from app.keys import database
 from app.keys import keyring as keyring_module
+from app.keys.bootstrap import see_clients
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import embedded_url, open_engine, upgrade, writing
+from app.keys.imports import Entry, import_key
 from app.keys.keyring import Keyring
 from app.keys.lifecycle import deactivate_key
 from app.keys.models import ApiKey, Client, utc_now
 from app.keys.principal import Limits
-from app.keys.registry import create_key, ensure_client, import_key
+from app.keys.registry import create_key
 from app.keys.token import base62, mint
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
@@ -393,7 +395,7 @@ def test_a_missing_database_is_an_outage(
         with pytest.raises(StorageUnavailable):
             keyring.anonymous()
         with pytest.raises(StorageUnavailable):
-            ensure_client(engine, "other")
+            see_clients(engine, ["other"])
     assert not path.exists()
     assert len([r for r in caplog.records if r.name.startswith("app.keys")]) == 1
     backup.rename(path)
@@ -502,7 +504,7 @@ def test_the_cache_is_bounded(
 def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
     """A key of a foreign form is accepted, costs argon2 once, and can be revoked."""
     peppers = CountingPeppers()
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
 
@@ -523,7 +525,7 @@ def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: Keyrin
 def test_garbage_costs_no_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
     """Keys of foreign forms that share no tag with a stored one never reach argon2."""
     peppers = CountingPeppers()
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
     garbage = [f"hunter-{n}" for n in range(500)]
@@ -551,7 +553,7 @@ def test_one_key_sent_many_times_is_one_argon2(
 ) -> None:
     """Calls with the same key share one run, also if the first caller hangs up."""
     peppers = CountingPeppers(delay_s=0.1)
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
     peppers.argon2_calls = 0
     keyring = make_keyring(peppers=peppers)
@@ -572,7 +574,7 @@ def test_too_many_waiting_for_argon2_is_overload(
 ) -> None:
     """Beyond threads and queue a call is refused at once, and those that wait are served."""
     peppers = CountingPeppers(delay_s=0.1)
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     tokens = [f"static-{n}" for n in range(6)]
     for token in tokens:
         import_key(engine, peppers, token=token, client_id="acme", name=token)
@@ -596,7 +598,7 @@ def test_a_key_revoked_while_argon2_runs_is_refused(
 ) -> None:
     """What argon2 found is read again, so that a revocation meanwhile holds and stays."""
     peppers = CountingPeppers(delay_s=0.1)
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
 
@@ -615,7 +617,7 @@ def test_a_refusal_in_the_making_is_not_shared_across_a_change(
     engine: Engine, make_keyring: KeyringFactory
 ) -> None:
     """Who sends a key after it was stored does not get the answer of who sent it before."""
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     plain = Peppers([SECRET])
     other = import_key(engine, plain, token="hunter2", client_id="acme", name="other")
     # As one key in 65,536 does, it shares its tag with another.
@@ -667,7 +669,7 @@ def test_no_memory_for_argon2_is_overload(engine: Engine, make_keyring: KeyringF
         def verify(self, verifier: str, token: str) -> bool:
             raise MemoryError(verifier, token)
 
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     import_key(engine, Peppers([SECRET]), token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=NoMemory([SECRET]))
     with pytest.raises(Overloaded):
@@ -706,7 +708,7 @@ def test_configured_keys_work_without_rows(
     """Keys of the settings are accepted, weak or not, while their client is there and active."""
     strong = mint("cl_live", "acme").text
     configured = ConfiguredKeys(peppers, {strong: "acme", "weak": "acme"}, "boss", "dev")
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     keyring = make_keyring(configured=configured)
     assert asyncio.run(_resolve(keyring, strong)).key_id == "static_acme_1"
     weak = asyncio.run(_resolve(keyring, "weak"))
@@ -714,7 +716,7 @@ def test_configured_keys_work_without_rows(
     assert UUID(weak.id)
     assert asyncio.run(_resolve(keyring, "boss")).is_admin
     _refusal(keyring, "dev")
-    ensure_client(engine, "default")
+    see_clients(engine, ["default"])
     assert asyncio.run(_resolve(keyring, "dev")).client_id == "default"
     with writing(engine) as session:
         client = session.get_one(Client, "acme")
@@ -724,6 +726,121 @@ def test_configured_keys_work_without_rows(
     _refusal(keyring, "weak")
 
 
+def _file_entry(token: str, **properties: Any) -> Entry:
+    wanted = {"number": 1, "client_id": "acme", "role": "client", **properties}
+    return Entry(token=token, **wanted)
+
+
+def test_keys_of_the_file_are_what_it_says(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """Role, scopes, datasets and limit of the file count, and so do `enabled` and the expiry."""
+    peppers = Peppers([SECRET])
+    soon = utc_now() + timedelta(seconds=1)
+    entries = [
+        _file_entry("one", role="analyst", allowed_datasets=["orders"], requests_per_minute=5),
+        _file_entry("two", scopes=["logs:read"], expires_at=soon),
+        _file_entry("off", is_active=False),
+        _file_entry("old", expires_at=utc_now() - timedelta(days=1)),
+        _file_entry("boss", client_id=None, role="admin"),
+    ]
+    see_clients(engine, ["acme"])
+    keyring = make_keyring(configured=ConfiguredKeys(peppers, {}, file=entries))
+    two = asyncio.run(_resolve(keyring, "two"))
+    one = asyncio.run(_resolve(keyring, "one"))
+    assert (one.role, one.allowed_datasets) == ("analyst", frozenset({"orders"}))
+    assert one.key_limits.requests_per_minute == 5
+    assert two.scopes == {"logs:read"}
+    assert asyncio.run(_resolve(keyring, "boss")).is_admin
+    for token in ("off", "old"):
+        _refusal(keyring, token)
+    time.sleep(1.05)
+    assert keyring.cached("two") is None
+    _refusal(keyring, "two")
+
+
+def test_other_configured_keys_count_on_the_next_call(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A swap is a change of keys: cached ones that are gone fail, and `check` tells of it."""
+    strong = mint("cl_live", "acme").text
+    see_clients(engine, ["acme"])
+    configured = ConfiguredKeys(peppers, {"kept": "acme"}, file=[_file_entry("gone")])
+    keyring = make_keyring(configured=configured)
+
+    async def main() -> None:
+        for token in ("kept", "gone"):
+            assert await _resolve(keyring, token)
+        before = keyring.check()
+        keyring.reconfigure(configured.with_file([_file_entry(strong), _file_entry("new")]))
+        # In the same turn of the loop, and for who only recalls.
+        assert keyring.recalled("gone") is None
+        assert keyring.cached("gone") is None
+        assert keyring.check() > before
+        with pytest.raises(InvalidKey):
+            await _resolve(keyring, "gone")
+        for token in ("kept", "new", strong):
+            assert await _resolve(keyring, token)
+
+    _run(main)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [[], [_file_entry("hunter2", is_active=False)], [_file_entry("other")]],
+    ids=["gone", "off", "another text"],
+)
+def test_a_swap_while_argon2_runs_holds(
+    engine: Engine, make_keyring: KeyringFactory, entries: list[Entry]
+) -> None:
+    """A key that was taken out, switched off or changed while it was checked is refused."""
+    peppers = CountingPeppers(delay_s=0.1)
+    see_clients(engine, ["acme"])
+    configured = ConfiguredKeys(peppers, {}, file=[_file_entry("hunter2")])
+    changed = configured.with_file(entries)
+    keyring = make_keyring(peppers=peppers, configured=configured)
+
+    async def main() -> None:
+        call = asyncio.create_task(keyring.resolve("hunter2"))
+        await asyncio.sleep(0.03)
+        keyring.reconfigure(changed)
+        with pytest.raises(InvalidKey):
+            await call
+        assert keyring.cached("hunter2") is None
+
+    _run(main)
+
+
+def test_garbage_costs_no_argon2_of_the_file(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """Malformed, unknown and foreign keys reach no argon2 but by a shared tag, after a swap too."""
+    peppers = CountingPeppers()
+    minted = mint("cl_live", "acme")
+    see_clients(engine, ["acme"])
+    entries = [_file_entry(token) for token in ("hunter2", "hunter3", minted.text)]
+    configured = ConfiguredKeys(peppers, {}, key_hasher="argon2id")
+    keyring = make_keyring(peppers=peppers, configured=configured)
+    tags = {peppers.lookup_tag(entry.token) for entry in entries}
+    forged = _signed(mint("cl_live", "acme").text[:-6].replace("acme", "evil"))
+    garbage = [minted.text[:-6] + "zzzzzz", forged, "é", "x" * 600]
+    garbage += [mint("cl_live", "acme").text for _ in range(100)]
+    garbage += [f"hunter-{n}" for n in range(300)]
+    # The public id of a key of the file, with a stranger's secret.
+    other = mint("cl_live", "acme")
+    garbage.append(_signed(other.text[:-6].replace(other.key_id, minted.key_id)))
+    others = [g for g in garbage if peppers.lookup_tag(g) not in tags]
+
+    async def main() -> None:
+        keyring.reconfigure(configured.with_file(entries))
+        for token in others:
+            with pytest.raises(InvalidKey):
+                await _resolve(keyring, token)
+        assert peppers.argon2_calls == 0
+        for entry in entries:
+            assert await _resolve(keyring, entry.token)
+        assert peppers.argon2_calls == 3
+
+    _run(main)
+    assert len(others) > 390
+
+
 def test_a_caller_without_key_is_the_default_client(
     engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
 ) -> None:
@@ -731,7 +848,7 @@ def test_a_caller_without_key_is_the_default_client(
     keyring = make_keyring()
     with pytest.raises(InvalidKey):
         keyring.anonymous()
-    ensure_client(engine, "default")
+    see_clients(engine, ["default"])
     principal = keyring.anonymous()
     assert (principal.client_id, principal.role, principal.is_admin) == ("default", "client", False)
     assert "keys:manage" not in principal.scopes

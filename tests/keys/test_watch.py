@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from app.keys.registry import ensure_client
+from app.keys.bootstrap import see_clients
 from app.keys.watch import DatabaseGone, SqliteWatch, WatchLost
 from app.sqlite import SQLITE_SAFE_WAL
 from tests.keys.conftest import copy_database, replace_database
@@ -18,7 +18,7 @@ def test_a_commit_is_reported_once(engine: Engine, tmp_path: Path) -> None:
     watch = SqliteWatch(tmp_path / "control.db")
     assert not watch.changed()
     for client_id in ("acme", "demo"):
-        ensure_client(engine, client_id)
+        see_clients(engine, [client_id])
         assert watch.changed()
         assert not watch.changed()
     watch.close()
@@ -78,7 +78,7 @@ def test_a_replaced_file_is_followed(
     ]
     assert not watch.changed()
     engine.dispose()
-    ensure_client(engine, "acme")
+    see_clients(engine, ["acme"])
     assert watch.changed()
     assert not watch.changed()
     watch.close()

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from app.sqlite import sqlite3
-from loadtests.server import HOST, ROOT, make_key, product_env, start_product
+from loadtests.server import (
+    HOST,
+    ROOT,
+    Server,
+    make_admin_key,
+    make_key,
+    product_env,
+    start_product,
+)
 from tests.process.service import (
     PATH,
     WholeConnection,
@@ -26,7 +34,26 @@ SENDERS = 8
 BODY = b'{"environment":"dev","executed_at":0,"status":"OK"}'
 
 
-def _by_script(data_dir: Path, key_id: str) -> None:
+Revoke = Callable[[Server, Path, str], None]
+
+
+def _by_api(server: Server, data_dir: Path, key_id: str) -> None:
+    headers = {"X-API-Key": make_admin_key(data_dir)}
+    path = f"/api/v1/api-keys/{key_id}/deactivate"
+    status, _, body = ask(server.port, "POST", path, headers=headers)
+    assert status == 200
+    assert json.loads(body)["workers"] == 2
+
+
+def _by_client(server: Server, data_dir: Path, key_id: str) -> None:
+    del key_id
+    headers = {"X-API-Key": make_admin_key(data_dir), "Content-Type": "application/json"}
+    body = b'{"is_active": false}'
+    status, _, _ = ask(server.port, "PATCH", "/api/v1/clients/acme", body, headers)
+    assert status == 200
+
+
+def _by_script(_: Server, data_dir: Path, key_id: str) -> None:
     subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "revoke_api_key.py"), key_id, "--yes"],
         cwd=ROOT,
@@ -37,7 +64,7 @@ def _by_script(data_dir: Path, key_id: str) -> None:
     )
 
 
-def _by_sql(data_dir: Path, key_id: str) -> None:
+def _by_sql(_: Server, data_dir: Path, key_id: str) -> None:
     connection = sqlite3.connect(data_dir / "control.db", isolation_level=None)
     changed = connection.execute("UPDATE api_keys SET is_active = 0 WHERE key_id = ?", (key_id,))
     assert changed.rowcount == 1
@@ -85,12 +112,13 @@ class Senders:
             self.faults.append(error)
 
 
-@pytest.mark.parametrize("revoke", [_by_script, _by_sql], ids=["script", "sql"])
-def test_no_request_succeeds_after_a_revocation(
-    tmp_path: Path, revoke: Callable[[Path, str], None]
-) -> None:
+@pytest.mark.parametrize(
+    "revoke", [_by_script, _by_sql, _by_api, _by_client], ids=["script", "sql", "api", "client"]
+)
+def test_no_request_succeeds_after_a_revocation(tmp_path: Path, revoke: Revoke) -> None:
     """Once the key is off, not one later request succeeds, in any worker, under load."""
-    key, kept = make_key(tmp_path, "acme"), make_key(tmp_path, "acme")
+    kept_client = "other" if revoke is _by_client else "acme"
+    key, kept = make_key(tmp_path, "acme"), make_key(tmp_path, kept_client)
     # Else the refusals of one address end in 429, which is not what is to be seen here.
     with start_product(tmp_path, {"AUTH_FAILURES_PER_MINUTE": "0"}, workers=2) as server:
         assert len(workers_in(server)) == 2
@@ -98,7 +126,7 @@ def test_no_request_succeeds_after_a_revocation(
         senders.start()
         try:
             wait_until(lambda: len(senders.results) > 300 or senders.faults, "requests before")
-            revoke(tmp_path, key[-61:-49])
+            revoke(server, tmp_path, key[-61:-49])
             revoked = time.perf_counter()
             count = len(senders.results)
             wait_until(lambda: len(senders.results) > count + 500 or senders.faults, "and after")
@@ -109,11 +137,12 @@ def test_no_request_succeeds_after_a_revocation(
         assert {200, 201} <= set(before) <= {200, 201, 401}
         assert set(after) == {401}
         assert len(after) >= 400
-        # The client's other key works on.
+        # Another key works on.
         headers = {"X-API-Key": kept, "Content-Type": "application/json"}
         assert ask(server.port, "POST", PATH, BODY, headers)[0] == 201
         status, _, body = ask(server.port, "GET", "/api/v1/usage", headers={"X-API-Key": kept})
         assert status == 200
         stored = json.loads(body)["totals"]["logs"]
-    assert stored == len(stored_logs(tmp_path, "acme"))
-    assert stored == sum(status == 201 for _, status in senders.results) + 1
+    assert stored == len(stored_logs(tmp_path, kept_client))
+    sent = 0 if revoke is _by_client else sum(status == 201 for _, status in senders.results)
+    assert stored == sent + 1

@@ -3,13 +3,39 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import Engine
 
+from app.activity.uses import Sighting, record
 from app.errors import InvalidKey
+from app.keys.bootstrap import open_secrets
+from app.keys.database import embedded_url, open_activity, open_engine, writing
+from app.keys.lifecycle import rotate_key
+from app.keys.models import Worker
+from app.keys.verifier import Peppers
 from tests.scripts.runner import SCRIPTS, Runner
 
-COMMANDS = ["generate_api_key", "list_api_keys", "revoke_api_key", "create_admin_key"]
+COMMANDS = [
+    "generate_api_key",
+    "list_api_keys",
+    "revoke_api_key",
+    "create_admin_key",
+    "import_api_keys",
+    "onboarding_email",
+    "rotate_api_key",
+]
+
+
+@contextmanager
+def control_of(run: Runner) -> Iterator[Engine]:
+    """Open the control database that the commands work on."""
+    engine = open_engine(embedded_url(run.data_dir))
+    yield engine
+    engine.dispose()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,13 +156,55 @@ def test_list_shows_keys_and_no_secret(run: Runner) -> None:
 
 
 def test_list_finds_keys_that_end_soon(run: Runner) -> None:
-    """--due lists what ends within so many days, not what ends later or never."""
+    """--due lists what ends or is due for rotation within so many days, not what is later."""
     soon = run.json("generate_api_key", "--client", "a", "--expires", "5d")
     run.json("generate_api_key", "--client", "a", "--expires", "50d")
-    run.json("generate_api_key", "--client", "a")
-    due = run.json("list_api_keys", "--due", "10")["api_keys"]
-    assert [key["id"] for key in due] == [soon["id"]]
-    assert len(run.json("list_api_keys", "--due", "9999999999")["api_keys"]) == 2
+    test = run.json("generate_api_key", "--client", "a", "--environment", "test")
+
+    def due(days: str, live: str = "90", test: str = "30") -> list[str]:
+        rotation = {"ROTATION_DAYS_LIVE": live, "ROTATION_DAYS_TEST": test}
+        done = run("list_api_keys", "--due", days, "--json", **rotation)
+        return [key["id"] for key in json.loads(done.stdout)["api_keys"]]
+
+    assert due("10") == [soon["id"]]
+    assert due("31") == [soon["id"], test["id"]]
+    assert due("20", test="20") == [soon["id"], test["id"]]
+    assert len(due("90")) == 3
+    assert len(due("9999999999", live="0", test="0")) == 2
+    listed = run("list_api_keys", "--json", ROTATION_DAYS_TEST="0").stdout
+    assert json.loads(listed)["api_keys"][2]["rotation_due_at"] is None
+
+
+def test_list_shows_the_use_of_keys(run: Runner) -> None:
+    """The list says when a key was last used, and of one in grace from where, and until when."""
+    used, unused = (run.json("generate_api_key", "--client", "acme") for _ in range(2))
+    at = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
+    with control_of(run) as control:
+        activity = open_activity(control)
+        record(activity, [Sighting(used["key_id"], "192.0.2.7", "n8n/1.0", 3, at, at)])
+        activity.dispose()
+        rotation = rotate_key(control, Peppers(open_secrets(run.data_dir, ())), used["key_id"])
+        rotate_key(control, Peppers(open_secrets(run.data_dir, ())), rotation.key.key_id, grace_s=0)
+    grace = rotation.old.grace_until
+    assert grace is not None
+    lines = run("list_api_keys").stdout.splitlines()
+    assert lines[0].endswith("LAST USED")
+    (line,) = (line for line in lines if used["key_id"] in line)
+    assert f"in grace until {grace:%Y-%m-%d %H:%M}Z" in line
+    assert line.endswith("2031-01-02 03:04Z")
+    (line,) = (line for line in lines if rotation.key.key_id in line)
+    assert "rotated" in line
+    (line,) = (line for line in lines if unused["key_id"] in line)
+    assert "active" in line
+    assert line.endswith("never")
+    keys = {key["key_id"]: key for key in run.json("list_api_keys")["api_keys"]}
+    shown = keys[used["key_id"]]
+    assert (shown["total_requests"], shown["last_used_at"]) == (3, "2031-01-02T03:04:05.000Z")
+    assert (shown["last_source_ip"], shown["last_user_agent"]) == ("192.0.2.7", "n8n/1.0")
+    (source,) = shown["sources"]
+    assert (source["source_ip"], source["requests"]) == ("192.0.2.7", 3)
+    assert keys[unused["key_id"]]["last_used_at"] is None
+    assert "sources" not in keys[unused["key_id"]]
 
 
 def test_revoke_asks_first(run: Runner) -> None:
@@ -148,16 +216,42 @@ def test_revoke_asks_first(run: Runner) -> None:
     assert run.resolve(made["key"])
     done = run("revoke_api_key", answer=f"{made['key_id']}\ny\n")
     assert done.returncode == 0
-    assert f"Revoked {made['key_prefix']}" in done.stdout
+    assert f"Revoked {made['key_prefix']} ({made['name']}); no worker runs." in done.stdout
     with pytest.raises(InvalidKey):
         run.resolve(made["key"])
 
 
 def test_revoke_again_is_no_fault(run: Runner) -> None:
-    """Revoking by UUID or key_id, once or twice, gives the inactive key object."""
+    """Revoking by UUID or key_id, once or twice, gives the inactive key object and a receipt."""
     made = run.json("generate_api_key", "--client", "acme")
     for name in ("id", "key_id"):
-        assert run.json("revoke_api_key", made[name], "--yes")["is_active"] is False
+        revoked = run.json("revoke_api_key", made[name], "--yes")
+        assert (revoked["is_active"], revoked["workers"]) == (False, 0)
+        assert datetime.fromisoformat(revoked["effective_at"]) <= datetime.now(UTC)
+        assert revoked["ms"] >= 0
+    again = run("revoke_api_key", made["key_id"], "--yes").stdout
+    assert "was revoked already; no worker runs." in again
+
+
+def test_revoke_names_workers_that_are_late(run: Runner) -> None:
+    """A worker that does not answer, or cannot be seen, takes nothing from the revocation."""
+    keys = [run.json("generate_api_key", "--client", "acme") for _ in range(2)]
+    with control_of(run) as control:
+        activity = open_activity(control)
+        with writing(activity) as session:
+            session.add(Worker(generation=0, seen_at=datetime.now(UTC) + timedelta(minutes=1)))
+        activity.dispose()
+    done = run("revoke_api_key", keys[0]["key_id"], "--yes")
+    assert "; not confirmed by 1 of 1 worker after " in done.stdout
+    for file in run.data_dir.glob("activity.db*"):
+        file.unlink()
+    (run.data_dir / "activity.db").write_bytes(b"no database" * 1000)
+    done = run("revoke_api_key", keys[1]["key_id"], "--yes")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "What workers know of the keys cannot be read: " in done.stderr
+    for key in keys:
+        with pytest.raises(InvalidKey):
+            run.resolve(key["key"])
 
 
 def test_revoke_knows_what_it_does_not_know(run: Runner) -> None:

@@ -1,0 +1,1 @@
+"""What keys were used for, and which workers accept them."""

@@ -1,0 +1,91 @@
+"""/api/v1/clients: made and changed by the platform; their own administrators may see to names."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from msgspec import UNSET
+
+from app.api.body import read_json, read_query
+from app.api.dependencies import Caller, Opened
+from app.api.forms import ClientCreate, ClientList, ClientPatch, Nothing, columns
+from app.api.openapi import BODY_FAULTS, CLIENT, CLIENT_PAGE, documented
+from app.api.receipt import receipt
+from app.api.schemas import CLIENT_CREATE, CLIENT_LIST, CLIENT_PATCH
+from app.api.throttle import limited
+from app.errors import Forbidden
+from app.keys import clients
+from app.keys.objects import client_object
+
+# What a client's own administrator may change.
+OWN = frozenset({"name", "contact_email"})
+
+router = APIRouter(prefix="/api/v1/clients", tags=["clients"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a client",
+    **documented(CLIENT, *BODY_FAULTS, 403, 409, status=201, body=CLIENT_CREATE),
+)
+@limited
+async def create(request: Request, opened: Opened) -> dict[str, Any]:
+    """Make a client; its keys are made by themselves."""
+    form, _ = await read_json(request, ClientCreate)
+    properties = columns(form)
+    client_id = properties.pop("client_id")
+    client = await asyncio.to_thread(clients.create_client, opened.engine, client_id, properties)
+    return client_object(client)
+
+
+@router.get("", summary="List clients", **documented(CLIENT_PAGE, 403, 422, parameters=CLIENT_LIST))
+@limited
+async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
+    """List clients by client_id; a client's own key sees its own alone."""
+    query = read_query(request, ClientList)
+    found = await asyncio.to_thread(
+        clients.list_clients,
+        opened.engine,
+        asker=caller,
+        after=query.cursor or "",
+        limit=query.limit + 1,
+    )
+    page, has_more = found[: query.limit], len(found) > query.limit
+    return {
+        "clients": [client_object(client) for client in page],
+        "next_cursor": page[-1].client_id if has_more else None,
+    }
+
+
+@router.get("/{client_id}", summary="Show a client", **documented(CLIENT, 403, 404, 422))
+@limited
+async def show(request: Request, client_id: str, caller: Caller, opened: Opened) -> dict[str, Any]:
+    """Return a client."""
+    read_query(request, Nothing)
+    client = await asyncio.to_thread(clients.get_client, opened.engine, client_id, asker=caller)
+    return client_object(client)
+
+
+@router.patch(
+    "/{client_id}",
+    summary="Change a client",
+    **documented(CLIENT, *BODY_FAULTS, 403, 404, body=CLIENT_PATCH),
+)
+@limited
+async def change(
+    request: Request, client_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Set what is named and leave the rest; an inactive client's keys stop at once."""
+    await asyncio.to_thread(clients.get_client, opened.engine, client_id, asker=caller)
+    form, _ = await read_json(request, ClientPatch)
+    named = {name for name in form.__struct_fields__ if getattr(form, name) is not UNSET}
+    if not caller.is_admin and not named <= OWN:
+        raise Forbidden("Admin key required")
+    changed = await asyncio.to_thread(
+        clients.update_client, opened.engine, client_id, columns(form), asker=caller
+    )
+    shown = client_object(changed.client)
+    if form.is_active is not False:
+        return shown
+    return shown | await receipt(opened, changed.generation)

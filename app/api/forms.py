@@ -1,0 +1,155 @@
+"""What management requests may say, as msgspec Structs: absent and null are two things.
+
+An unknown name is refused: a misspelt limit would be none.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from app.errors import Invalid
+from app.keys.models import LIMIT_NAMES
+from app.keys.registry import limit_faults
+
+PAGE_KEYS = 100
+PAGE_KEYS_MAX = 1_000
+DUE_DAYS_MAX = 36_500
+
+Moment = Annotated[datetime, Meta(tz=True)]
+Limits = dict[str, int | None]
+# Protection that is not built yet; whoever asks for it must not believe that it is there.
+_NOT_BUILT = ("allowed_cidrs", "allowed_countries", "allowed_hours", "require_signature")
+
+
+class KeyCreate(Struct, forbid_unknown_fields=True):
+    """POST /api/v1/api-keys."""
+
+    client_id: str | None = None
+    name: str | UnsetType = UNSET
+    description: str = ""
+    environment: str = "live"
+    role: str | None = None
+    scopes: list[str] | None = None
+    allowed_datasets: list[str] | None = None
+    limits: Limits | None = None
+    metadata: dict[str, Any] | None = None
+    expires_at: Moment | None = None
+    prefix: str | None = None
+    allowed_cidrs: list[str] | None = None
+    allowed_countries: list[str] | None = None
+    allowed_hours: dict[str, Any] | None = None
+    require_signature: bool = False
+
+
+class KeyPatch(Struct, forbid_unknown_fields=True):
+    """PATCH /api/v1/api-keys/{id}."""
+
+    name: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+    expires_at: Moment | UnsetType | None = UNSET
+    role: str | UnsetType = UNSET
+    scopes: list[str] | UnsetType | None = UNSET
+    allowed_datasets: list[str] | UnsetType | None = UNSET
+    limits: Limits | UnsetType | None = UNSET
+    is_active: bool | UnsetType = UNSET
+    allowed_cidrs: list[str] | UnsetType | None = UNSET
+    allowed_countries: list[str] | UnsetType | None = UNSET
+    allowed_hours: dict[str, Any] | UnsetType | None = UNSET
+    require_signature: bool | UnsetType = UNSET
+
+
+class KeyRotate(Struct, forbid_unknown_fields=True):
+    """POST /api/v1/api-keys/{id}/rotate."""
+
+    grace_seconds: int | None = None
+
+
+class Nothing(Struct, forbid_unknown_fields=True):
+    """A request that says all in its path."""
+
+
+class KeyList(Struct, forbid_unknown_fields=True):
+    """The query of GET /api/v1/api-keys."""
+
+    client_id: str | None = None
+    include_inactive: bool = False
+    due: Annotated[int, Meta(ge=0, le=DUE_DAYS_MAX)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_KEYS_MAX)] = PAGE_KEYS
+    cursor: str | None = None
+
+
+class ClientCreate(Struct, forbid_unknown_fields=True):
+    """POST /api/v1/clients."""
+
+    client_id: str
+    name: str | UnsetType = UNSET
+    contact_email: str | None = None
+    is_active: bool = True
+    retention_days: int | None = None
+    dataset_retention_days: dict[str, int] | None = None
+    limits: Limits | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ClientPatch(Struct, forbid_unknown_fields=True):
+    """PATCH /api/v1/clients/{client_id}."""
+
+    name: str | UnsetType = UNSET
+    contact_email: str | UnsetType | None = UNSET
+    is_active: bool | UnsetType = UNSET
+    retention_days: int | UnsetType | None = UNSET
+    dataset_retention_days: dict[str, int] | UnsetType | None = UNSET
+    limits: Limits | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+
+
+class ClientList(Struct, forbid_unknown_fields=True):
+    """The query of GET /api/v1/clients."""
+
+    limit: Annotated[int, Meta(ge=1, le=PAGE_KEYS_MAX)] = PAGE_KEYS
+    cursor: str | None = None
+
+
+def columns(form: Struct) -> dict[str, Any]:
+    """Return what a form sets, by the name of the column; Invalid for limits that can't be."""
+    asked = {
+        name: value
+        for name in form.__struct_fields__
+        if (value := getattr(form, name)) is not UNSET and name != "limits"
+    }
+    check_built(form)
+    for name in _NOT_BUILT:
+        asked.pop(name, None)
+    if "metadata" in asked:
+        asked["extra"] = asked.pop("metadata") or {}
+    limits: Limits | UnsetType | None = getattr(form, "limits", UNSET)
+    if limits is UNSET:
+        return asked
+    if limits is None:
+        return asked | dict.fromkeys(LIMIT_NAMES)
+    if faults := limit_faults(limits):
+        raise Invalid(faults)
+    return asked | limits
+
+
+def check_built(form: Struct) -> None:
+    """Refuse restrictions that this version would not keep to."""
+    for name in _NOT_BUILT:
+        if getattr(form, name, UNSET) not in (UNSET, None, False):  # lists
+            raise Invalid.parameter(name, "is not supported by this version")
+
+
+def as_properties(form: KeyCreate) -> dict[str, Any]:
+    """Return the properties of a new key, as registry.KeyProperties names them."""
+    check_built(form)
+    properties = {
+        name: value
+        for name, value in msgspec.structs.asdict(form).items()
+        if name not in _NOT_BUILT
+    }
+    if form.name is UNSET:
+        properties["name"] = form.client_id or "admin"
+    return properties

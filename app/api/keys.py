@@ -1,0 +1,281 @@
+"""/api/v1/api-keys: keys made, changed, rotated, switched off; by the platform or by their client.
+
+A route reads its request only once slowapi has counted it, and talks to the database in a thread.
+`asker` is the caller everywhere: what it may not see is not found, what it may not give forbidden.
+"""
+
+import asyncio
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
+from app.activity.uses import read_sources, read_uses
+from app.api.body import read_json, read_query
+from app.api.dependencies import Caller, Opened
+from app.api.forms import KeyCreate, KeyList, KeyPatch, KeyRotate, Nothing, as_properties, columns
+from app.api.openapi import API_KEY, API_KEY_PAGE, BODY_FAULTS, NEW_API_KEY, documented
+from app.api.receipt import receipt
+from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
+from app.api.services import Services
+from app.api.throttle import limited
+from app.edge.ingest import idempotency_key
+from app.errors import Forbidden, Invalid, NotFound
+from app.keys import lifecycle, registry
+from app.keys.lifecycle import GRACE_S_DEFAULT, KeyChange
+from app.keys.models import LIMIT_NAMES, ApiKey
+from app.keys.objects import iso_time, key_object, source_objects
+from app.keys.principal import Principal
+from app.keys.registry import KeyFilter, Once
+from app.keys.roles import ADMIN
+
+PLATFORM = "*"
+
+router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a key",
+    **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, status=201, body=KEY_CREATE),
+)
+@limited
+async def create(request: Request, response: Response, caller: Caller, opened: Opened) -> Any:
+    """Make a key; its text, `key`, is in this reply and never again. A new client is made too."""
+    form, body = await read_json(request, KeyCreate)
+    _check_role(caller, form.role)
+    properties = as_properties(form)
+    if caller.client_id is not None:
+        properties["client_id"] = form.client_id or caller.client_id
+    elif form.client_id is None and form.role != "admin":
+        raise Invalid.parameter("client_id", "is required, but for role admin")
+    options: dict[str, Any] = {
+        "key_hasher": opened.key_hasher,
+        "create_client": caller.is_admin,
+        "asker": caller,
+        "created_by": caller.key_id,
+        **properties,
+    }
+    once = _once(request, caller, body)
+    if once is None:
+        key, text = await asyncio.to_thread(
+            registry.create_key, opened.engine, opened.peppers, **options
+        )
+        return key_object(key, opened.rotation_policy) | {"key": text}
+    made, new_text = await asyncio.to_thread(
+        registry.create_key_once, opened.engine, opened.peppers, once, **options
+    )
+    if new_text is None:
+        response.headers["Idempotent-Replayed"] = "true"
+        return await _shown(opened, made)
+    return key_object(made, opened.rotation_policy) | {"key": new_text}
+
+
+@router.get("", summary="List keys", **documented(API_KEY_PAGE, 403, 404, 422, parameters=KEY_LIST))
+@limited
+async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
+    """List keys, oldest first; `due` leaves those that end or are to be rotated in so many days."""
+    query = read_query(request, KeyList)
+    if caller.client_id is not None and query.client_id not in {None, caller.client_id}:
+        raise NotFound
+    due = None
+    if query.due is not None:
+        due = (opened.rotation_policy, datetime.now(UTC) + timedelta(days=query.due))
+    wanted = KeyFilter(
+        client_id=caller.client_id or query.client_id,
+        include_inactive=query.include_inactive,
+        due=due,
+        after=None if query.cursor is None else _place(query.cursor),
+        limit=query.limit + 1,
+    )
+    keys = await asyncio.to_thread(registry.list_keys, opened.engine, wanted)
+    page, has_more = keys[: query.limit], len(keys) > query.limit
+    uses = await asyncio.to_thread(read_uses, opened.activity, [key.key_id for key in page])
+    return {
+        "api_keys": [key_object(key, opened.rotation_policy, uses.get(key.key_id)) for key in page],
+        "next_cursor": _cursor(page[-1]) if has_more else None,
+    }
+
+
+@router.get("/verify/current", summary="Show the key that asks", **documented(API_KEY))
+@limited
+async def verify_current(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
+    """Return the object of the key that this request was made with."""
+    read_query(request, Nothing)
+    try:
+        key = await asyncio.to_thread(registry.get_key, opened.engine, caller.id)
+    except NotFound:  # a key of the settings, which has no row
+        return key_object(_from_settings(caller)) | {"created_at": None, "rotation_due_at": None}
+    return await _shown(opened, key)
+
+
+@router.get("/{id_or_key_id}", summary="Show a key", **documented(API_KEY, 403, 404, 422))
+@limited
+async def show(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Return a key by its id or key_id, with the places that it was last used from."""
+    read_query(request, Nothing)
+    key = await asyncio.to_thread(registry.get_key, opened.engine, id_or_key_id, asker=caller)
+    return await _shown(opened, key)
+
+
+@router.patch(
+    "/{id_or_key_id}",
+    summary="Change a key",
+    **documented(API_KEY, *BODY_FAULTS, 403, 404, 409, body=KEY_PATCH),
+)
+@limited
+async def change(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Set what is named and leave the rest; null stands for the default or for none."""
+    form, _ = await read_json(request, KeyPatch)
+    _check_role(caller, form.role)
+    changes = columns(form)
+    changed = await asyncio.to_thread(
+        lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
+    )
+    shown = await _shown(opened, changed.key)
+    if form.is_active is not False:
+        return shown
+    return shown | await receipt(opened, changed.generation)
+
+
+@router.delete("/{id_or_key_id}", summary="Delete a key", **documented(API_KEY, 403, 404, 422))
+@limited
+async def delete(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Wipe a key for good; the reply tells when every worker had dropped it."""
+    await read_json(request, Nothing, empty=b"{}")
+    return await _end(lifecycle.delete_key, id_or_key_id, caller, opened)
+
+
+@router.post(
+    "/{id_or_key_id}/deactivate",
+    summary="Switch a key off",
+    **documented(API_KEY, *BODY_FAULTS, 403, 404),
+)
+@limited
+async def deactivate(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Switch a key off; the reply tells when every worker had dropped it."""
+    await read_json(request, Nothing, empty=b"{}")
+    return await _end(lifecycle.deactivate_key, id_or_key_id, caller, opened)
+
+
+@router.post(
+    "/{id_or_key_id}/activate",
+    summary="Switch a key on again",
+    **documented(API_KEY, *BODY_FAULTS, 403, 404, 409),
+)
+@limited
+async def activate(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Switch a key on again; one whose time is over stays off."""
+    await read_json(request, Nothing, empty=b"{}")
+    changed = await asyncio.to_thread(
+        lifecycle.activate_key, opened.engine, id_or_key_id, asker=caller
+    )
+    return await _shown(opened, changed.key)
+
+
+@router.post(
+    "/{id_or_key_id}/rotate",
+    status_code=201,
+    summary="Replace a key",
+    **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, 409, status=201, body=KEY_ROTATE),
+)
+@limited
+async def rotate(
+    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
+) -> dict[str, Any]:
+    """Make a key that takes over; the old one works until `grace_until`, never past its own end."""
+    form, _ = await read_json(request, KeyRotate, empty=b"{}")
+    rotation = await asyncio.to_thread(
+        lifecycle.rotate_key,
+        opened.engine,
+        opened.peppers,
+        id_or_key_id,
+        grace_s=GRACE_S_DEFAULT if form.grace_seconds is None else form.grace_seconds,
+        key_hasher=opened.key_hasher,
+        created_by=caller.key_id,
+        asker=caller,
+    )
+    return key_object(rotation.key, opened.rotation_policy) | {
+        "key": rotation.text,
+        "grace_until": iso_time(rotation.old.grace_until),
+        "old_key_id": rotation.old.key_id,
+    }
+
+
+async def _end(
+    end: Callable[..., KeyChange], id_or_key_id: str, caller: Principal, opened: Services
+) -> dict[str, Any]:
+    changed = await asyncio.to_thread(end, opened.engine, id_or_key_id, asker=caller)
+    return await _shown(opened, changed.key) | await receipt(opened, changed.generation)
+
+
+async def _shown(opened: Services, key: ApiKey) -> dict[str, Any]:
+    """Show a key with its use, and where it is used from."""
+    uses = await asyncio.to_thread(read_uses, opened.activity, [key.key_id])
+    sources = await asyncio.to_thread(read_sources, opened.activity, key.key_id)
+    shown = key_object(key, opened.rotation_policy, uses.get(key.key_id))
+    return shown | {"sources": source_objects(sources)}
+
+
+def _check_role(caller: Principal, role: object) -> None:
+    if role == ADMIN and not caller.is_admin:
+        raise Forbidden("Admin key required")
+
+
+def _from_settings(caller: Principal) -> ApiKey:
+    return ApiKey(
+        id=UUID(caller.id),
+        key_id=caller.key_id,
+        key_prefix=caller.key_id,
+        client_id=caller.client_id,
+        name=caller.name,
+        role=caller.role,
+        scopes=sorted(caller.scopes),
+        allowed_datasets=(
+            None if caller.allowed_datasets is None else sorted(caller.allowed_datasets)
+        ),
+        expires_at=(
+            None
+            if caller.expires_at_s is None
+            else datetime.fromtimestamp(caller.expires_at_s, UTC)
+        ),
+        created_by="settings",
+        **{name: getattr(caller.key_limits, name) for name in LIMIT_NAMES},
+    )
+
+
+def _once(request: Request, caller: Principal, body: bytes) -> Once | None:
+    value = request.headers.get("idempotency-key")
+    if value is None:
+        return None
+    digest = blake2b(body, digest_size=16).digest()
+    return Once(caller.client_id or PLATFORM, idempotency_key(value.encode("latin-1")), digest)
+
+
+def _cursor(key: ApiKey) -> str:
+    """Name the place behind a key; whoever gets it has just seen that key."""
+    return urlsafe_b64encode(f"{key.created_at.isoformat()} {key.id}".encode()).decode()
+
+
+def _place(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        at, _, last = urlsafe_b64decode(cursor).decode().partition(" ")
+        moment = datetime.fromisoformat(at)
+        return moment.astimezone(UTC), UUID(last)
+    except ValueError:
+        raise Invalid.parameter("cursor", "is not a cursor of this list") from None

@@ -1,0 +1,13 @@
+"""When every worker had dropped what was switched off."""
+
+import asyncio
+from typing import Any
+
+from app.activity.presence import await_dropped
+from app.api.services import Services
+
+
+async def receipt(opened: Services, generation: int) -> dict[str, Any]:
+    """Wait until every worker has seen a change; give `effective_at`, `workers` and `ms`."""
+    dropped = await asyncio.to_thread(await_dropped, opened.engine, opened.activity, generation)
+    return dropped.as_object()

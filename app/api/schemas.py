@@ -1,0 +1,180 @@
+"""The description of keys and clients for OpenAPI: forms from their Structs, objects by hand."""
+
+from typing import Any
+
+import msgspec
+
+from app.api.forms import (
+    PAGE_KEYS,
+    PAGE_KEYS_MAX,
+    ClientCreate,
+    ClientPatch,
+    KeyCreate,
+    KeyPatch,
+    KeyRotate,
+)
+from app.keys.lifecycle import GRACE_S_DEFAULT
+from app.keys.models import LIMIT_NAMES
+from app.keys.roles import ROLES
+
+JsonSchema = dict[str, Any]
+
+_TEXT: JsonSchema = {"type": "string"}
+_MAYBE_TEXT: JsonSchema = {"type": ["string", "null"]}
+_TIME: JsonSchema = {"type": "string", "format": "date-time"}
+_MAYBE_TIME: JsonSchema = {"type": ["string", "null"], "format": "date-time"}
+_MAYBE_TEXTS: JsonSchema = {"type": ["array", "null"], "items": _TEXT}
+_MAYBE_OBJECT: JsonSchema = {"type": ["object", "null"]}
+_BOOLEAN: JsonSchema = {"type": "boolean"}
+_LIMITS: JsonSchema = {
+    "type": "object",
+    "description": "0 = unlimited, null = the default.",
+    "properties": {name: {"type": ["integer", "null"], "minimum": 0} for name in LIMIT_NAMES},
+}
+_KEY_PROPERTIES: JsonSchema = {
+    "id": {"type": "string", "format": "uuid"},
+    "key_id": _TEXT,
+    "key_prefix": {"type": "string", "description": "All of the key that is ever shown again."},
+    "client_id": _MAYBE_TEXT,
+    "name": _TEXT,
+    "description": _TEXT,
+    "environment": {"type": "string", "enum": ["live", "test"]},
+    "role": {"type": "string", "enum": list(ROLES)},
+    "scopes": {"type": "array", "items": _TEXT},
+    "is_admin": _BOOLEAN,
+    "allowed_datasets": _MAYBE_TEXTS | {"description": "null = all."},
+    "limits": _LIMITS,
+    "metadata": {"type": "object"},
+    "allowed_cidrs": _MAYBE_TEXTS,
+    "allowed_countries": _MAYBE_TEXTS,
+    "allowed_hours": _MAYBE_OBJECT,
+    "require_signature": _BOOLEAN,
+    "is_active": _BOOLEAN,
+    "created_at": _MAYBE_TIME,
+    "created_by": _MAYBE_TEXT,
+    "expires_at": _MAYBE_TIME,
+    "grace_until": _MAYBE_TIME | {"description": "Until when a rotated key still works."},
+    "rotation_due_at": _MAYBE_TIME,
+    "rotated_to": _MAYBE_TEXT,
+    "rotated_from": _MAYBE_TEXT,
+    "total_requests": {"type": "integer"},
+    "avg_requests_per_day": {"type": "number"},
+    "last_used_at": _MAYBE_TIME,
+    "last_source_ip": _MAYBE_TEXT,
+    "last_user_agent": _MAYBE_TEXT,
+}
+_SOURCES: JsonSchema = {
+    "type": "array",
+    "description": "Where the key is used from, the latest first.",
+    "items": {
+        "type": "object",
+        "properties": {
+            "source_ip": _TEXT,
+            "user_agent": _TEXT,
+            "requests": {"type": "integer"},
+            "first_seen_at": _TIME,
+            "last_seen_at": _TIME,
+        },
+    },
+}
+_RECEIPT: JsonSchema = {
+    "effective_at": _MAYBE_TIME
+    | {"description": "When every worker had dropped the key; null if one did not say so in time."},
+    "workers": {"type": "integer", "description": "How many of them confirmed."},
+    "ms": {"type": "number", "description": "From the commit to `effective_at`."},
+    "unconfirmed": {"type": "integer"},
+}
+_CLIENT_PROPERTIES: JsonSchema = {
+    "client_id": _TEXT,
+    "name": _TEXT,
+    "contact_email": _MAYBE_TEXT,
+    "is_active": _BOOLEAN,
+    "retention_days": {"type": ["integer", "null"]},
+    "dataset_retention_days": _MAYBE_OBJECT,
+    "limits": _LIMITS,
+    "metadata": {"type": "object"},
+    "created_at": _TIME,
+    "updated_at": _TIME,
+}
+
+
+def _object(properties: JsonSchema, *optional: str) -> JsonSchema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _page(name: str, of: str) -> JsonSchema:
+    items = {"type": "array", "items": {"$ref": f"#/components/schemas/{of}"}}
+    return _object({name: items, "next_cursor": _MAYBE_TEXT})
+
+
+_, _FORMS = msgspec.json.schema_components(
+    [KeyCreate, KeyPatch, KeyRotate, ClientCreate, ClientPatch],
+    ref_template="#/components/schemas/{name}",
+)
+SCHEMAS: JsonSchema = {
+    **_FORMS,
+    "ApiKey": _object({**_KEY_PROPERTIES, "sources": _SOURCES, **_RECEIPT}, "sources", *_RECEIPT),
+    "NewApiKey": _object(
+        {
+            **_KEY_PROPERTIES,
+            "key": {"type": "string", "description": "The key itself: in this reply alone."},
+            "old_key_id": {"type": "string", "description": "After a rotation."},
+            "sources": _SOURCES,
+        },
+        *("key", "old_key_id", "sources"),
+    ),
+    "ApiKeyPage": _page("api_keys", "ApiKey"),
+    "Client": _object({**_CLIENT_PROPERTIES, **_RECEIPT}, *_RECEIPT),
+    "ClientPage": _page("clients", "Client"),
+}
+
+
+def _form(name: str, example: JsonSchema) -> JsonSchema:
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    return {"content": {"application/json": {"schema": schema, "example": example}}}
+
+
+KEY_CREATE = _form(
+    "KeyCreate",
+    {
+        "client_id": "acme_corp",
+        "name": "nightly etl",
+        "role": "ingest",
+        "allowed_datasets": ["orders"],
+        "limits": {"requests_per_minute": 600},
+        "expires_at": "2027-12-31T00:00:00Z",
+    },
+)
+KEY_PATCH = _form("KeyPatch", {"name": "hourly etl", "limits": {"logs_per_minute": 10_000}})
+KEY_ROTATE = _form("KeyRotate", {"grace_seconds": GRACE_S_DEFAULT})
+CLIENT_CREATE = _form(
+    "ClientCreate",
+    {"client_id": "acme_corp", "name": "Acme Corporation", "contact_email": "ops@acme.example"},
+)
+CLIENT_PATCH = _form("ClientPatch", {"contact_email": "it@acme.example"})
+
+
+def _parameter(name: str, schema: JsonSchema, description: str) -> JsonSchema:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+_PAGING = [
+    _parameter(
+        "limit",
+        {"type": "integer", "minimum": 1, "maximum": PAGE_KEYS_MAX, "default": PAGE_KEYS},
+        "Of one page.",
+    ),
+    _parameter("cursor", _TEXT, "`next_cursor` of the page before."),
+]
+KEY_LIST = [
+    _parameter("client_id", _TEXT, "Only this client's."),
+    _parameter("include_inactive", _BOOLEAN, "Those that were switched off too."),
+    _parameter(
+        "due",
+        {"type": "integer", "minimum": 0},
+        "Only those that end, or are to be rotated, within so many days.",
+    ),
+    *_PAGING,
+]
+CLIENT_LIST = _PAGING

@@ -1,0 +1,1 @@
+"""Getting a key to its owner: mails, claim links, secrets managers."""

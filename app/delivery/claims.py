@@ -1,0 +1,157 @@
+"""Claim links: a key waits behind a link, is shown to whoever comes first with it, and is gone.
+
+The token of a link is made like a key, `cl_claim_{12 public id}{43 secret}{6 checksum}`, so that
+it is told from a typing error without a look at the database, and redacted where keys are. The
+database holds the key under AES-256-GCM. The cipher's key comes from the token's secret alone, so
+neither the database nor the server's own secret opens it; the name of the row comes from the secret
+as well, by another label. Who knows a public id and guesses at the secret thus finds nothing, the
+same before and after the link was used, and uses nothing up.
+"""
+
+import os
+from datetime import timedelta
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Engine, update
+from sqlmodel import Session, col
+
+from app.errors import Gone, NotFound
+from app.keys.database import reading, writing
+from app.keys.models import ApiKey, Claim, Client, utc_now
+from app.keys.token import MalformedToken, ParsedToken, base62, mint, parse
+from app.keys.verifier import hkdf_sha256
+
+# A long weekend: mailed on Friday, opened on Monday.
+TTL_S = 72 * 3600
+
+_PREFIX = "cl_claim"
+_NONCE_BYTES = 12
+_AES_KEY_BYTES = 32
+_TAG_BYTES = 14
+_TAG_LENGTH = 19  # base62 digits that hold 14 bytes
+_USED_UP = {"sealed": None}
+
+
+class Claimed(NamedTuple):
+    """What a link gives: a key, its text, and the URL of the service that it is for."""
+
+    key: ApiKey
+    text: str
+    url: str
+
+
+def create_claim(engine: Engine, key: ApiKey, text: str, url: str, *, ttl_s: float = TTL_S) -> str:
+    """Store a key's text, sealed, for whoever comes first; give the token of the link."""
+    now = utc_now()
+    token = mint(_PREFIX, None).text
+    parsed = _parse(token)
+    claim_id = _row_id(parsed)
+    content = msgspec.json.encode({"text": text, "url": url})
+    with writing(engine) as session:
+        # What nobody came for in time need not lie here, not even sealed.
+        session.connection().execute(
+            update(Claim)
+            .where(col(Claim.expires_at) <= now, col(Claim.sealed).is_not(None))
+            .values(_USED_UP)
+        )
+        session.add(
+            Claim(
+                claim_id=claim_id,
+                api_key_id=key.id,
+                sealed=_seal(parsed.secret, claim_id, content),
+                expires_at=now + timedelta(seconds=ttl_s),
+                created_at=now,
+            )
+        )
+    return token
+
+
+def check_open(engine: Engine, token: str) -> None:
+    """Raise what `claim` would raise, and change nothing."""
+    with reading(engine) as session:
+        _find(session, _parse(token))
+
+
+def claim(engine: Engine, token: str) -> Claimed:
+    """Give the key behind a link, once; of two that race one gets it.
+
+    Raises NotFound for an unknown token, Gone for one that was used or has expired, or whose key
+    does not work.
+    """
+    parsed = _parse(token)
+    with writing(engine) as session:
+        row, key = _find(session, parsed)
+        content = _open(parsed.secret, row)
+        taken = session.connection().execute(
+            update(Claim)
+            .where(col(Claim.claim_id) == row.claim_id, col(Claim.claimed_at).is_(None))
+            .values(**_USED_UP, claimed_at=utc_now())
+        )
+        # SQLite lets one writer in at a time; elsewhere two may have read the row before this.
+        if taken.rowcount != 1:
+            raise Gone
+    return Claimed(key, content["text"], content["url"])
+
+
+def _parse(token: str) -> ParsedToken:
+    try:
+        parsed = parse(token)
+    except MalformedToken:
+        raise NotFound from None
+    if parsed is None:
+        raise NotFound
+    return parsed
+
+
+def _find(session: Session, parsed: ParsedToken) -> tuple[Claim, ApiKey]:
+    row = session.get(Claim, _row_id(parsed))
+    if row is None:
+        raise NotFound
+    key = session.get(ApiKey, row.api_key_id)
+    if row.sealed is None or row.expires_at <= utc_now() or not _is_usable(session, key):
+        raise Gone
+    assert key is not None  # noqa: S101  # a claim refers to its key
+    return row, key
+
+
+def _is_usable(session: Session, key: ApiKey | None) -> bool:
+    """Say whether the key works now: any other is not worth showing."""
+    if key is None or not key.is_active or key.verifier is None:
+        return False
+    if key.ends_at is not None and key.ends_at <= utc_now():
+        return False
+    if key.client_id is None:
+        return True
+    client = session.get(Client, key.client_id)
+    return client is not None and client.is_active
+
+
+def _row_id(parsed: ParsedToken) -> str:
+    tag = hkdf_sha256(parsed.secret.encode(), b"central-logger claim row", _TAG_BYTES)
+    return f"{parsed.key_id}.{base62(int.from_bytes(tag), _TAG_LENGTH)}"
+
+
+def _seal(secret: str, claim_id: str, content: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # as in _open
+
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(_cipher_key(secret)).encrypt(nonce, content, claim_id.encode())
+
+
+def _open(secret: str, row: Claim) -> dict[str, str]:
+    # Costs 10 MB, which a worker that is never asked for a claim need not spend.
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+    sealed = row.sealed or b""
+    nonce, sealed = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+    try:
+        content = AESGCM(_cipher_key(secret)).decrypt(nonce, sealed, row.claim_id.encode())
+    except (InvalidTag, ValueError):
+        raise NotFound from None  # somebody changed the row, or moved it: nothing of ours is there
+    return msgspec.json.decode(content, type=dict[str, str])
+
+
+def _cipher_key(secret: str) -> bytes:
+    return hkdf_sha256(secret.encode(), b"central-logger claim", _AES_KEY_BYTES)

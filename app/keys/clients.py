@@ -1,0 +1,70 @@
+"""The register of clients: made, listed, changed. Public functions own their transaction."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine
+from sqlmodel import col, select
+
+from app.errors import Conflict
+from app.keys.authority import check_reach
+from app.keys.database import reading, writing
+from app.keys.lifecycle import advance
+from app.keys.models import Client, utc_now
+from app.keys.principal import Principal
+from app.keys.registry import check_client, find_client
+
+
+class ClientChange(NamedTuple):
+    """A client after a change, and the generation of it: see lifecycle."""
+
+    client: Client
+    generation: int
+
+
+def create_client(engine: Engine, client_id: str, properties: Mapping[str, Any]) -> Client:
+    """Make a client with these columns; Invalid names each bad one, Conflict if it is there."""
+    client = Client(client_id=client_id, **{"name": client_id, **properties})
+    check_client(client)
+    with writing(engine) as session:
+        if session.get(Client, client_id) is not None:
+            raise Conflict("The client exists already")
+        session.add(client)
+    return client
+
+
+def get_client(engine: Engine, client_id: str, *, asker: Principal | None = None) -> Client:
+    """Find a client; NotFound if there is none, or it is not the asker's to see."""
+    check_reach(asker, client_id)
+    with reading(engine) as session:
+        return find_client(session, client_id)
+
+
+def list_clients(
+    engine: Engine,
+    *,
+    asker: Principal | None = None,
+    after: str = "",
+    limit: int | None = None,
+) -> list[Client]:
+    """List clients by client_id, those after one of them; of a client's own key only its own."""
+    wanted = select(Client).where(col(Client.client_id) > after)
+    if asker is not None and asker.client_id is not None:
+        wanted = wanted.where(col(Client.client_id) == asker.client_id)
+    with reading(engine) as session:
+        return list(session.exec(wanted.order_by(col(Client.client_id)).limit(limit)).all())
+
+
+def update_client(
+    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
+) -> ClientChange:
+    """Set columns of a client; while it is inactive none of its keys works."""
+    check_reach(asker, client_id)
+    with writing(engine) as session:
+        client = find_client(session, client_id)
+        for name, value in changes.items():
+            setattr(client, name, value)
+        check_client(client)
+        if session.is_modified(client):
+            client.updated_at = utc_now()
+        return ClientChange(client, advance(session))

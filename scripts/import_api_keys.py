@@ -1,0 +1,176 @@
+"""Store API keys that were made elsewhere, and their clients where they are new.
+
+FILE is a JSON map of key to client_id, a YAML list `api_keys:`, or CSV with a line of names: key,
+role, tenant, description, rate_limit, expires_at, enabled, allowed_datasets, permissions. A key
+that is stored already is left as it is, so that a second run does no harm.
+"""
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
+
+from app.errors import Invalid
+from app.keys.imports import (
+    FORMATS,
+    BadKeyList,
+    Entry,
+    EntryFault,
+    StoredAlready,
+    check_new,
+    import_key,
+    is_weak,
+    prepare_import,
+    read_key_list,
+)
+from app.keys.models import ApiKey
+
+SUFFIXES = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".csv": "csv"}
+# Each is an argon2 at a time (19 MiB), and then a turn at the one writer of the database.
+THREADS_MAX = 8
+
+
+class Outcome(NamedTuple):
+    """What became of one entry: a new key, or one that is there, or why there is none."""
+
+    entry: Entry
+    key: ApiKey | None = None
+    is_new: bool = False
+    detail: str = ""
+
+
+def main() -> None:
+    """Import, and report by the numbers of the entries."""
+    parser, arguments = _arguments()
+    file = Path(arguments.file or ask("Enter the file with the keys: ", to_stderr=arguments.json))
+    with control_plane() as plane:
+        form = arguments.format or SUFFIXES.get(file.suffix.lower())
+        if form is None:
+            parser.error("--format is needed: the file's name ends in none of .json .yaml .csv")
+        try:
+            entries, faults = read_key_list(file.read_bytes(), form)
+        except OSError as error:
+            parser.error(f"{file}: {error.strerror}")
+        except BadKeyList as error:
+            raise Refused(f"{file} {error}") from None
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS_MAX)) as threads:
+            one = partial(_import, plane, is_dry=arguments.dry_run)
+            outcomes = list(threads.map(one, entries))
+    report = _report(outcomes, faults)
+    if arguments.json:
+        print_json({"dry_run": arguments.dry_run, **report})
+    else:
+        print(_text(report, is_dry=arguments.dry_run))
+    if report["failed"]:
+        numbers = {fault["entry"] for fault in report["failed"]}
+        raise Refused(f"{len(numbers)} of the entries cannot be imported")
+
+
+def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="asked for if it is missing")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the end of its name")
+    parser.add_argument("--dry-run", action="store_true", help="store nothing, only say")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser, parser.parse_args()
+
+
+def _import(plane: ControlPlane, entry: Entry, *, is_dry: bool) -> Outcome:
+    try:
+        return Outcome(entry, _store(plane, entry, is_dry=is_dry), is_new=True)
+    except StoredAlready as error:
+        return _met(entry, error.key)
+    except Invalid as error:
+        faults = error.members["errors"]
+        detail = "; ".join(f"{fault['field']} {fault['detail']}" for fault in faults)
+        return Outcome(entry, detail=detail)
+
+
+def _store(plane: ControlPlane, entry: Entry, *, is_dry: bool) -> ApiKey | None:
+    client_id = entry.client_id
+    name = entry.name_or(client_id or "imported admin key")
+    if is_dry:
+        check_new(plane.engine, plane.peppers, entry.token)
+        prepare_import(
+            plane.peppers, entry.token, client_id=client_id, name=name, **entry.properties
+        )
+        return None
+    return import_key(
+        plane.engine,
+        plane.peppers,
+        token=entry.token,
+        client_id=client_id,
+        name=name,
+        key_hasher=plane.settings.key_hasher,
+        create_client=True,
+        **entry.properties,
+    )
+
+
+def _met(entry: Entry, key: ApiKey) -> Outcome:
+    """Leave a key that is there; to be another's, or gone for good, is not what was asked for."""
+    if key.client_id != entry.client_id:
+        owner = f"client {key.client_id}" if key.client_id else "the platform"
+        return Outcome(entry, detail=f"key is stored already, for {owner}")
+    if key.deleted_at is not None:
+        return Outcome(entry, detail="key was deleted here, and stays so")
+    return Outcome(entry, key)
+
+
+def _report(outcomes: list[Outcome], faults: list[EntryFault]) -> dict[str, list[dict[str, Any]]]:
+    failed = [
+        {"entry": fault.number, "detail": f"{fault.field} {fault.detail}"} for fault in faults
+    ]
+    failed += [{"entry": one.entry.number, "detail": one.detail} for one in outcomes if one.detail]
+    return {
+        "imported": [_shown(one) for one in outcomes if one.is_new],
+        "skipped": [_shown(one) for one in outcomes if one.key is not None and not one.is_new],
+        "failed": sorted(failed, key=lambda fault: fault["entry"]),
+        "worth_rotating": [
+            _shown(one) for one in outcomes if not one.detail and is_weak(one.entry.token)
+        ],
+    }
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    entry, key = outcome.entry, outcome.key
+    return {
+        "entry": entry.number,
+        "client_id": entry.client_id,
+        "key_id": None if key is None else key.key_id,
+        "role": entry.role if key is None else key.role,
+        "is_active": entry.is_active if key is None else key.is_active,
+    }
+
+
+def _text(report: dict[str, list[dict[str, Any]]], *, is_dry: bool) -> str:
+    imported, skipped, failed = (len(report[one]) for one in ("imported", "skipped", "failed"))
+    begin = "Would import" if is_dry else "Imported"
+    lines = [f"{begin} {imported}, stored already {skipped}, failed {failed}."]
+    lines += [
+        f"  {title:9} entry {one['entry']}: {one.get('detail') or _name(one)}"
+        for title in ("imported", "skipped", "failed")
+        for one in report[title]
+    ]
+    if report["worth_rotating"]:
+        lines.append("Worth rotating, since they may be guessable (not made by central-logger):")
+        lines += [f"  entry {one['entry']}: {_name(one)}" for one in report["worth_rotating"]]
+    return "\n".join(lines)
+
+
+def _name(shown: dict[str, Any]) -> str:
+    state = "" if shown["is_active"] else ", inactive"
+    return (
+        f"key {shown['key_id'] or '(new)'} of {shown['client_id'] or '(platform)'}, "
+        f"role {shown['role']}{state}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

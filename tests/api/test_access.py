@@ -1,0 +1,115 @@
+"""The table of routes and scopes: every route of it, with every role."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+from app.api import access
+from app.api.access import PUBLIC, RULES, Rule
+from app.api.app import create_control_app
+from app.edge import ingest
+from app.keys.roles import ROLES
+from tests.support import Service, problem, record, running
+
+ADMIN = "admin"
+CLOSED = [name for name, rule in RULES.items() if rule != PUBLIC]
+
+
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Give method and path of all that an application answers."""
+    found: set[tuple[str, str]] = set()
+    for context in iter_route_contexts(app.routes):
+        route: Any = context.route
+        found |= {(method, str(context.path)) for method in route.methods - {"HEAD"}}
+    return found
+
+
+def test_no_route_without_a_row() -> None:
+    """Each route has its row, and each row a route: the hot path's own is the only other one."""
+    served = routes_of(create_control_app()) | {("POST", ingest.PATH)}
+    assert served == RULES.keys()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Give a service of this module's own."""
+    with running(tmp_path_factory.mktemp("access")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def keys(service: Service) -> dict[str, str]:
+    """Make a key of each role."""
+    return {
+        role: service.key(None if role == ADMIN else "walker", role=role, name=role)
+        for role in ROLES
+    }
+
+
+def expected(rule: Rule, role: str) -> str | None:
+    """Give the detail of the refusal that a role gets, or None."""
+    if rule.is_platform and role != ADMIN:
+        return "Admin key required"
+    if rule.scope is not None and rule.scope not in ROLES[role]:
+        return f"Requires scope '{rule.scope}'"
+    return None
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("method", "path"), [name for name, rule in RULES.items() if rule != PUBLIC]
+)
+def test_every_route_with_every_role(
+    service: Service, keys: dict[str, str], method: str, path: str, role: str
+) -> None:
+    """A role gets through where its scopes are those of the table, and is refused elsewhere."""
+    # Names of nothing: who gets through finds nothing, or sends a body that is refused.
+    target = path.format(log_id="0" * 36, id_or_key_id="0" * 12, client_id="nobody")
+    response = service.request(method, target, keys[role], content=b"{")
+    refusal = expected(RULES[method, path], role)
+    if refusal is None:
+        assert response.status_code not in {401, 403, 405, 500}, response.text
+    else:
+        problem(response, 403, refusal)
+
+
+@pytest.mark.parametrize(("method", "path"), RULES)
+def test_every_route_without_a_key(service: Service, method: str, path: str) -> None:
+    """Without a key only the public routes answer, all others 401 before they read anything."""
+    target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
+    response = service.request(method, target, content=b"{")
+    if RULES[method, path] == PUBLIC:
+        assert response.status_code != 401
+    else:
+        problem(response, 401, "API key required")
+
+
+@pytest.mark.parametrize(("method", "path"), RULES)
+def test_a_key_that_fails_is_401_everywhere(service: Service, method: str, path: str) -> None:
+    """An unknown key is refused with one text on every route that asks for one."""
+    target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
+    response = service.request(method, target, "nobody's", content=b"{")
+    if RULES[method, path] != PUBLIC:
+        problem(response, 401, "Invalid API key")
+
+
+def test_a_route_that_was_forgotten_answers_nobody(
+    service: Service, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its row a route refuses everybody, the platform's keys among them."""
+    monkeypatch.delitem(access.RULES, ("GET", "/api/v1/usage"))
+    for key in keys.values():
+        problem(service.get("/api/v1/usage", key), 403)
+
+
+def test_management_is_never_open(tmp_path: Any) -> None:
+    """With REQUIRE_API_KEY=false logs need no key, and keys and clients still do."""
+    with running(tmp_path, require_api_key=False) as service:
+        assert service.post(record()).status_code == 201
+        for (method, path), rule in RULES.items():
+            if rule.manages:
+                target = path.format(id_or_key_id="x", client_id="default")
+                problem(service.request(method, target, content=b"{}"), 401, "API key required")

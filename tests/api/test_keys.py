@@ -1,0 +1,650 @@
+"""/api/v1/api-keys: the life of a key through the API, grouped by what is asked."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.support import Json, Service, eventually, problem, record, running
+
+KEYS = "/api/v1/api-keys"
+CLIENTS = "/api/v1/clients"
+CURRENT = f"{KEYS}/verify/current"
+
+
+@pytest.fixture(scope="module")
+def admin(service: Service) -> str:
+    """Make a key of the platform."""
+    return service.key(None, name="admin")
+
+
+@pytest.fixture
+def owner(service: Service, client_id: str) -> str:
+    """Make the key of a client's own administrator."""
+    return service.key(client_id, role="owner", name="owner")
+
+
+def ask(
+    service: Service, method: str, path: str, key: str, body: Any = None, **headers: str
+) -> Any:
+    """Send a request with a JSON body, if any."""
+    content = None if body is None else json.dumps(body).encode()
+    sent = {"content-type": "application/json", **headers} if content is not None else headers
+    return service.request(method, path, key, content=content, headers=sent)
+
+
+def make(service: Service, asker: str, **properties: Any) -> Json:
+    """Make a key through the API."""
+    response = ask(service, "POST", KEYS, asker, properties)
+    assert response.status_code == 201, response.text
+    made: Json = response.json()
+    return made
+
+
+def works(service: Service, key: str) -> bool:
+    """Say whether a key is accepted."""
+    return bool(service.get(CURRENT, key).status_code == 200)
+
+
+def later(days: float) -> str:
+    """Write a moment from now as RFC 3339."""
+    return (datetime.now(UTC) + timedelta(days=days)).isoformat()
+
+
+# Creation.
+
+
+def test_201_with_the_key_this_once(service: Service, admin: str, client_id: str) -> None:
+    """A new key has what was asked for, works, and is shown in this reply alone."""
+    end = later(3)
+    made = make(
+        service,
+        admin,
+        client_id=client_id,
+        name="etl",
+        description="nightly",
+        environment="test",
+        role="ingest",
+        allowed_datasets=["orders", "billing"],
+        limits={"requests_per_minute": 7, "logs_per_minute": 0},
+        metadata={"team": "data"},
+        expires_at=end,
+    )
+    assert made["key"].startswith(f"cl_test_{client_id}_{made['key_id']}")
+    assert made["key_prefix"] == f"cl_test_{client_id}_{made['key_id']}***"
+    assert made["scopes"] == ["logs:write"]
+    assert made["allowed_datasets"] == ["billing", "orders"]
+    assert made["limits"] == {
+        "requests_per_minute": 7,
+        "logs_per_minute": 0,
+        "bytes_per_minute": None,
+    }
+    assert (made["metadata"], made["is_admin"], made["is_active"]) == (
+        {"team": "data"},
+        False,
+        True,
+    )
+    assert datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(end) < timedelta(
+        milliseconds=1
+    )
+    assert service.post(record(dataset="orders"), made["key"]).status_code == 201
+    shown = ask(service, "GET", f"{KEYS}/{made['key_id']}", admin)
+    assert shown.status_code == 200
+    assert made["key"] not in shown.text
+    assert "key" not in shown.json()
+    assert ask(service, "GET", f"{KEYS}/{made['id']}", admin).json() == shown.json()
+
+
+def test_201_a_platform_key(service: Service, admin: str) -> None:
+    """Only role admin has no client, and only a platform key makes one."""
+    made = make(service, admin, role="admin", name="second")
+    assert (made["is_admin"], made["client_id"]) == (True, None)
+    assert made["key"].startswith(f"cl_admin_{made['key_id']}")
+    problem(ask(service, "POST", KEYS, admin, {"name": "of whom"}), 422)
+
+
+def test_201_prefix(service: Service, admin: str, client_id: str) -> None:
+    """A prefix of one's own stands before the client, and the key works."""
+    made = make(service, admin, client_id=client_id, prefix="pk")
+    assert made["key"].startswith(f"pk_{client_id}_")
+    assert works(service, made["key"])
+
+
+def test_201_repeated_by_its_idempotency_key(service: Service, admin: str, client_id: str) -> None:
+    """A repeat makes no second key and shows the first without its text; another body is 422."""
+    body = {"client_id": client_id, "name": "once"}
+    name = {"idempotency-key": f"make-{client_id}"}
+    first = ask(service, "POST", KEYS, admin, body, **name)
+    again = ask(service, "POST", KEYS, admin, body, **name)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "key" not in again.json()
+    assert again.json()["id"] == first.json()["id"]
+    problem(ask(service, "POST", KEYS, admin, body | {"name": "other"}, **name), 422)
+    listed = ask(service, "GET", f"{KEYS}?client_id={client_id}", admin).json()["api_keys"]
+    assert len(listed) == 1
+
+
+def test_201_an_idempotency_key_is_its_clients_own(
+    service: Service, owner: str, client_id: str
+) -> None:
+    """Two clients that use one Idempotency-Key each get a key of their own."""
+    other = service.key(f"{client_id}-other", role="owner")
+    name = {"idempotency-key": "same"}
+    made = [ask(service, "POST", KEYS, key, {"name": "x"}, **name).json() for key in (owner, other)]
+    assert {one["client_id"] for one in made} == {client_id, f"{client_id}-other"}
+    assert all("key" in one for one in made)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"client_id": "No Slug"}, "client_id"),
+        ({"client_id": 5}, "client_id"),
+        ({"name": ""}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 256}, "name"),
+        ({"name": None}, "name"),
+        ({"environment": "staging"}, "environment"),
+        ({"role": "king"}, "role"),
+        ({"role": "admin"}, "role"),
+        ({"scopes": ["logs:burn"]}, "scopes"),
+        ({"scopes": "logs:read"}, "scopes"),
+        ({"allowed_datasets": []}, "allowed_datasets"),
+        ({"allowed_datasets": ["A B"]}, "allowed_datasets"),
+        ({"limits": {"requests_per_minute": -1}}, "limits.requests_per_minute"),
+        ({"limits": {"requests": 1}}, "limits.requests"),
+        ({"limits": {"logs_per_minute": 1 << 63}}, "limits.logs_per_minute"),
+        ({"metadata": []}, "metadata"),
+        ({"metadata": {"a": "x" * 20_000}}, "metadata"),
+        ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ({"expires_at": "2099-01-01T00:00:00"}, "expires_at"),
+        ({"expires_at": "soon"}, "expires_at"),
+        ({"prefix": "UPPER"}, "prefix"),
+        ({"allowed_cidrs": ["10.0.0.0/8"]}, "allowed_cidrs"),
+        ({"require_signature": True}, "require_signature"),
+        ({"expires": "2099-01-01T00:00:00Z"}, "expires"),
+    ],
+)
+def test_422_names_the_field(
+    service: Service, admin: str, client_id: str, body: Json, field: str
+) -> None:
+    """A bad property is refused by its name, and nothing is made."""
+    response = ask(service, "POST", KEYS, admin, {"client_id": client_id} | body)
+    assert [one["field"] for one in problem(response, 422)["errors"]] == [field]
+    assert ask(service, "GET", f"{CLIENTS}/{client_id}", admin).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        (b"\xff", {}, 400),
+        (b"", {}, 400),
+        (b"[]", {}, 422),
+        (b"null", {}, 422),
+        (b"[" * 100_000, {}, 400),
+        (b'{"name":"%b"}' % (b"x" * 200_000), {}, 413),
+        (b"{}", {"content-type": "text/plain"}, 415),
+        (b"{}", {"content-encoding": "gzip"}, 415),
+    ],
+)
+def test_a_bad_body(
+    service: Service, owner: str, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    """What is no JSON object of a moderate size has its status on every route that reads one."""
+    for method, path in (("POST", KEYS), ("PATCH", f"{KEYS}/x"), ("PATCH", f"{CLIENTS}/x")):
+        sent = {"content-type": "application/json"} | headers
+        response = service.request(method, path, owner, content=content, headers=sent)
+        problem(response, 404 if path.startswith(CLIENTS) else status)
+
+
+# What a key may give.
+
+
+def test_403_what_the_asker_has_not(service: Service, client_id: str) -> None:
+    """No scope, dataset, limit or life beyond the asker's own is given away."""
+    asker = service.key(
+        client_id,
+        role="owner",
+        scopes=["keys:manage", "logs:write", "usage:read"],
+        allowed_datasets=["orders"],
+        limits={"requests_per_minute": 100},
+        expires_at=datetime.now(UTC) + timedelta(days=2),
+    )
+    wide: list[tuple[Json, str]] = [
+        ({"role": "client"}, "Requires scope 'logs:read'"),
+        ({"role": "owner"}, "Requires scope 'audit:read'"),
+        (
+            {"role": "ingest", "allowed_datasets": ["billing"]},
+            "Not authorized for dataset 'billing'",
+        ),
+        ({"role": "ingest", "limits": {"requests_per_minute": 101}}, "more requests_per_minute"),
+        ({"role": "ingest", "limits": {"requests_per_minute": 0}}, "more requests_per_minute"),
+        ({"role": "ingest", "expires_at": later(3)}, "outlive"),
+        ({"role": "admin"}, "Admin key required"),
+        ({"role": "ingest", "scopes": ["logs:query"]}, "Requires scope 'logs:query'"),
+    ]
+    for body, detail in wide:
+        assert detail in problem(ask(service, "POST", KEYS, asker, body), 403)["detail"]
+    narrowed = make(service, asker, role="ingest")
+    assert narrowed["allowed_datasets"] == ["orders"]
+    assert narrowed["limits"]["requests_per_minute"] == 100
+    assert narrowed["expires_at"] is not None
+    own = make(service, asker, role="ingest", limits={"requests_per_minute": 3})
+    for change, _ in wide:
+        if "role" in change and len(change) > 1:
+            del change["role"]
+        assert ask(service, "PATCH", f"{KEYS}/{own['id']}", asker, change).status_code == 403
+    for undoing in ({"allowed_datasets": None}, {"expires_at": None}, {"limits": None}):
+        assert ask(service, "PATCH", f"{KEYS}/{own['id']}", asker, undoing).status_code == 403
+
+
+def test_403_a_wider_key_is_not_handed_out(service: Service, client_id: str, owner: str) -> None:
+    """A key that may do more than the asker can be switched off by it, but not rotated or on."""
+    asker = service.key(client_id, role="owner", scopes=["keys:manage"], name="narrow")
+    wide = make(service, owner, role="client")
+    path = f"{KEYS}/{wide['id']}"
+    assert ask(service, "POST", f"{path}/rotate", asker).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"name": "mine"}).status_code == 403
+    assert ask(service, "POST", f"{path}/deactivate", asker).status_code == 200
+    assert ask(service, "POST", f"{path}/activate", asker).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"is_active": True}).status_code == 403
+    assert ask(service, "POST", f"{path}/activate", owner).status_code == 200
+
+
+def test_404_what_is_another_clients(service: Service, owner: str, client_id: str) -> None:
+    """Keys of another client and of the platform are as absent as those that never were."""
+    foreign = service.key(f"{client_id}-other")
+    platform = service.key(None, name="platform")
+    for key in (foreign, platform):
+        key_id = key.rpartition("_")[2][:12]
+        for name in (key_id, make_id(service, key)):
+            path = f"{KEYS}/{name}"
+            for method, target, body in (
+                ("GET", path, None),
+                ("PATCH", path, {"name": "mine"}),
+                ("DELETE", path, None),
+                ("POST", f"{path}/deactivate", None),
+                ("POST", f"{path}/activate", None),
+                ("POST", f"{path}/rotate", {"grace_seconds": 0}),
+            ):
+                problem(ask(service, method, target, owner, body), 404, "Not found")
+    problem(ask(service, "POST", KEYS, owner, {"client_id": f"{client_id}-other"}), 404)
+    problem(ask(service, "GET", f"{KEYS}?client_id={client_id}-other", owner), 404)
+    assert works(service, foreign)
+    for name in ("nope", "0" * 12, "00000000-0000-0000-0000-000000000000", "%00", "x" * 500):
+        problem(ask(service, "GET", f"{KEYS}/{name}", owner), 404, "Not found")
+
+
+def make_id(service: Service, key: str) -> str:
+    """Give the UUID of a key."""
+    found: str = service.get(CURRENT, key).json()["id"]
+    return found
+
+
+# Changes.
+
+
+def test_patch_absent_is_not_null(service: Service, owner: str) -> None:
+    """What is not named stays; null sets the default; limits are set one by one."""
+    made = make(
+        service,
+        owner,
+        name="first",
+        description="text",
+        allowed_datasets=["orders"],
+        limits={"requests_per_minute": 5, "logs_per_minute": 6},
+        metadata={"a": 1},
+        expires_at=later(5),
+    )
+    path = f"{KEYS}/{made['id']}"
+    changed = ask(service, "PATCH", path, owner, {"name": "second"}).json()
+    same = made.keys() - {"key", "name"}
+    assert {name: changed[name] for name in same} == {name: made[name] for name in same}
+    changed = ask(
+        service,
+        "PATCH",
+        path,
+        owner,
+        {
+            "limits": {"logs_per_minute": None},
+            "allowed_datasets": None,
+            "expires_at": None,
+            "metadata": {},
+            "role": "viewer",
+        },
+    ).json()
+    assert changed["limits"] == {
+        "requests_per_minute": 5,
+        "logs_per_minute": None,
+        "bytes_per_minute": None,
+    }
+    assert (changed["allowed_datasets"], changed["expires_at"], changed["metadata"]) == (
+        None,
+        None,
+        {},
+    )
+    assert changed["scopes"] == ["logs:read"]
+    assert ask(service, "PATCH", path, owner, {}).json()["name"] == "second"
+    problem(service.post(record(), made["key"]), 403, "Requires scope 'logs:write'")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": None},
+        {"role": None},
+        {"client_id": "other"},
+        {"is_active": "no"},
+        {"created_by": "me"},
+        {"key_id": "x"},
+        {"expires_at": "2001-01-01T00:00:00Z"},
+        {"environment": "test"},
+    ],
+)
+def test_422_patch(service: Service, owner: str, change: Json) -> None:
+    """What can't be changed, or not to this, is refused and changes nothing."""
+    made = make(service, owner)
+    problem(ask(service, "PATCH", f"{KEYS}/{made['id']}", owner, change), 422)
+    assert works(service, made["key"])
+
+
+def test_a_change_holds_from_the_next_request(service: Service, owner: str) -> None:
+    """Narrowed datasets, limits and scopes bind the very next request of a key in use."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}"
+    assert service.post(record(dataset="orders"), made["key"]).status_code == 201
+    ask(service, "PATCH", path, owner, {"allowed_datasets": ["billing"]})
+    problem(
+        service.post(record(dataset="orders"), made["key"]),
+        403,
+        "Not authorized for dataset 'orders'",
+    )
+    ask(service, "PATCH", path, owner, {"allowed_datasets": None, "limits": {"logs_per_minute": 1}})
+    assert service.post(record(), made["key"]).status_code == 429
+    ask(service, "PATCH", path, owner, {"scopes": ["logs:read"], "limits": None})
+    problem(service.post(record(), made["key"]), 403, "Requires scope 'logs:write'")
+
+
+# Off, on, gone.
+
+
+@pytest.mark.parametrize("how", ["deactivate", "delete", "patch"])
+def test_off_at_once_with_a_receipt(service: Service, owner: str, how: str) -> None:
+    """A key that is switched off fails on the next request, and the reply says since when."""
+    made = make(service, owner)
+    assert works(service, made["key"])
+    path = f"{KEYS}/{made['id']}"
+    before = datetime.now(UTC)
+    response = {
+        "deactivate": lambda: ask(service, "POST", f"{path}/deactivate", owner),
+        "delete": lambda: ask(service, "DELETE", path, owner),
+        "patch": lambda: ask(service, "PATCH", path, owner, {"is_active": False}),
+    }[how]()
+    assert response.status_code == 200, response.text
+    reply = response.json()
+    assert reply["is_active"] is False
+    assert reply["workers"] == 1
+    assert reply["ms"] >= 0
+    effective_at = datetime.fromisoformat(reply["effective_at"])
+    assert effective_at >= before.replace(microsecond=before.microsecond // 1000 * 1000)
+    problem(service.get(CURRENT, made["key"]), 401, "Invalid API key")
+
+
+def test_off_and_on_again(service: Service, owner: str) -> None:
+    """A deactivated key is kept and can be switched on again, either as often as one likes."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}"
+    for _ in range(2):
+        assert ask(service, "POST", f"{path}/deactivate", owner).status_code == 200
+    assert not works(service, made["key"])
+    assert ask(service, "GET", path, owner).json()["is_active"] is False
+    for _ in range(2):
+        assert ask(service, "POST", f"{path}/activate", owner).json()["is_active"] is True
+    assert works(service, made["key"])
+
+
+def test_deleted_is_gone(service: Service, owner: str) -> None:
+    """A deleted key is found by nobody, comes back by nothing, and its verifier is wiped."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}"
+    assert ask(service, "DELETE", path, owner).status_code == 200
+    for method, target in (
+        ("GET", path),
+        ("DELETE", path),
+        ("POST", f"{path}/activate"),
+        ("POST", f"{path}/rotate"),
+    ):
+        problem(ask(service, method, target, owner), 404, "Not found")
+    listed = ask(service, "GET", f"{KEYS}?include_inactive=true", owner).json()["api_keys"]
+    assert made["id"] not in [key["id"] for key in listed]
+    with service.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT verifier, lookup_tag, key_id FROM api_keys WHERE key_id = ?", (made["key_id"],)
+        ).all()
+    assert rows == [(None, None, made["key_id"])]
+
+
+def test_expiry(service: Service, owner: str) -> None:
+    """A key ends by itself at its time, and no switch brings it back."""
+    made = make(service, owner, expires_at=later(2 / 86_400))
+    assert works(service, made["key"])
+    eventually(lambda: works(service, made["key"]), lambda working: not working)
+    path = f"{KEYS}/{made['id']}"
+    problem(ask(service, "POST", f"{path}/activate", owner), 409)
+    problem(ask(service, "POST", f"{path}/rotate", owner), 409)
+    assert ask(service, "PATCH", path, owner, {"expires_at": later(1)}).status_code == 200
+    assert works(service, made["key"])
+
+
+# Rotation.
+
+
+def test_rotation_with_grace(service: Service, owner: str) -> None:
+    """Both keys work until the grace is over; the chain is visible; what the key may do stays."""
+    made = make(service, owner, role="ingest", name="etl", allowed_datasets=["orders"])
+    rotated = ask(service, "POST", f"{KEYS}/{made['id']}/rotate", owner, {"grace_seconds": 3})
+    assert rotated.status_code == 201, rotated.text
+    new = rotated.json()
+    assert new["rotated_from"] == made["id"]
+    assert (new["name"], new["role"], new["allowed_datasets"]) == ("etl", "ingest", ["orders"])
+    assert new["old_key_id"] == made["key_id"]
+    assert works(service, made["key"])
+    assert works(service, new["key"])
+    old = ask(service, "GET", f"{KEYS}/{made['id']}", owner).json()
+    assert old["rotated_to"] == new["id"]
+    assert old["grace_until"] == new["grace_until"]
+    eventually(lambda: works(service, made["key"]), lambda working: not working)
+    assert works(service, new["key"])
+
+
+def test_rotation_at_once(service: Service, owner: str) -> None:
+    """Without grace the old key is over with the reply."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}/rotate"
+    new = ask(service, "POST", path, owner, {"grace_seconds": 0}).json()
+    assert not works(service, made["key"])
+    assert works(service, new["key"])
+
+
+def test_409_rotated_already(service: Service, owner: str) -> None:
+    """A key is rotated once; an inactive one not at all."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}/rotate"
+    assert ask(service, "POST", path, owner).status_code == 201
+    problem(ask(service, "POST", path, owner), 409)
+    other = make(service, owner)
+    ask(service, "POST", f"{KEYS}/{other['id']}/deactivate", owner)
+    problem(ask(service, "POST", f"{KEYS}/{other['id']}/rotate", owner), 409)
+
+
+def test_grace_ends_with_the_key(service: Service, owner: str) -> None:
+    """The grace of a rotation is never longer than what was left of the old key's own life."""
+    end = later(1)
+    made = make(service, owner, expires_at=end)
+    path = f"{KEYS}/{made['id']}/rotate"
+    new = ask(service, "POST", path, owner, {"grace_seconds": 10 * 86_400}).json()
+    assert new["grace_until"] == made["expires_at"]
+    lives = datetime.fromisoformat(new["expires_at"]) - datetime.fromisoformat(new["created_at"])
+    assert timedelta(hours=23) < lives <= timedelta(days=1)
+
+
+@pytest.mark.parametrize("grace", [-1, 1.5, "1", 90 * 86_400 + 1])
+def test_422_grace(service: Service, owner: str, grace: Any) -> None:
+    """A grace that is none is refused, and the key is not rotated."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}/rotate"
+    problem(ask(service, "POST", path, owner, {"grace_seconds": grace}), 422)
+    assert ask(service, "POST", path, owner).status_code == 201
+
+
+# Lists.
+
+
+def test_pages_of_keys(service: Service, admin: str, client_id: str) -> None:
+    """Pages give each key once, oldest first, while others come and go."""
+    made = [make(service, admin, client_id=client_id, name=f"k{n}")["id"] for n in range(7)]
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        query = f"{KEYS}?client_id={client_id}&limit=3" + (f"&cursor={cursor}" if cursor else "")
+        page = ask(service, "GET", query, admin).json()
+        seen += [key["id"] for key in page["api_keys"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = page["next_cursor"]
+    assert seen == made
+
+
+def test_filters_of_keys(service: Service, owner: str, client_id: str) -> None:
+    """Inactive keys are listed on request; `due` leaves those that end or are to be rotated."""
+    kept, off = make(service, owner, name="kept"), make(service, owner, name="off")
+    make(service, owner, name="ending", expires_at=later(5))
+    ask(service, "POST", f"{KEYS}/{off['id']}/deactivate", owner)
+
+    def names(query: str) -> set[str]:
+        return {key["name"] for key in ask(service, "GET", KEYS + query, owner).json()["api_keys"]}
+
+    assert names("") == {"owner", "kept", "ending"}
+    assert names("?include_inactive=true") == {"owner", "kept", "ending", "off"}
+    assert names(f"?client_id={client_id}&due=4") == set()
+    assert names("?due=6") == {"ending"}
+    assert names("?due=91") == {"owner", "kept", "ending"}
+    assert kept["rotation_due_at"] is not None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "cursor=x",
+        "cursor=",
+        "who=1",
+        "due=-1",
+        "limit=1&limit=2",
+    ],
+)
+def test_422_list(service: Service, owner: str, query: str) -> None:
+    """A parameter that is unknown, doubled or out of range is refused."""
+    problem(ask(service, "GET", f"{KEYS}?{query}", owner), 422)
+
+
+def test_current_shows_the_key_that_asks(service: Service, client_id: str) -> None:
+    """Any key sees its own object, whatever its role, with its use and without its text."""
+    key = service.key(client_id, role="ingest", name="self")
+    service.request("POST", "/api/v1/logs", key, content=b"{}", headers={"user-agent": "shipper/1"})
+
+    def shown() -> Json:
+        found: Json = service.get(CURRENT, key, headers={"user-agent": "shipper/1"}).json()
+        service.run(_pause())
+        return found
+
+    current = eventually(shown, lambda own: own["total_requests"] > 0)
+    assert (current["name"], current["client_id"]) == ("self", client_id)
+    assert current["last_used_at"] is not None
+    assert (current["last_source_ip"], current["last_user_agent"]) == ("127.0.0.1", "shipper/1")
+    assert [source["user_agent"] for source in current["sources"]] == ["shipper/1"]
+    assert key not in json.dumps(current)
+
+
+async def _pause() -> None:
+
+    await asyncio.sleep(0.2)
+
+
+def test_current_of_a_key_of_the_settings(tmp_path: Any) -> None:
+    """A static key sees itself too, though it has no row."""
+    with running(tmp_path, api_keys={"a-static-key-of-some-length": "acme"}) as service:
+        current = service.get(CURRENT, "a-static-key-of-some-length").json()
+    assert (current["client_id"], current["role"]) == ("acme", "client")
+    assert current["created_by"] == "settings"
+
+
+# Limits of the routes.
+
+
+ROUTES = [
+    ("POST", KEYS),
+    ("GET", KEYS),
+    ("GET", CURRENT),
+    ("GET", f"{KEYS}/x"),
+    ("PATCH", f"{KEYS}/x"),
+    ("DELETE", f"{KEYS}/x"),
+    ("POST", f"{KEYS}/x/deactivate"),
+    ("POST", f"{KEYS}/x/activate"),
+    ("POST", f"{KEYS}/x/rotate"),
+    ("POST", CLIENTS),
+    ("GET", CLIENTS),
+    ("GET", f"{CLIENTS}/x"),
+    ("PATCH", f"{CLIENTS}/x"),
+]
+
+
+def test_429_on_every_route(tmp_path: Any) -> None:
+    """Each route refuses a key's fourth request of three a minute, also one that was no good."""
+    with running(tmp_path, management_requests_per_minute=3) as service:
+        admin, other = service.key(None, name="one"), service.key(None, name="two")
+        for method, path in ROUTES:
+            statuses = [ask(service, method, path, admin, {"no": 1}).status_code for _ in range(3)]
+            assert 429 not in statuses, (method, path)
+            refused = problem(ask(service, method, path, admin, {"no": 1}), 429)
+            assert refused["detail"] == "Rate limit exceeded"
+            assert ask(service, method, path, other, {"no": 1}).status_code != 429
+
+
+# Races.
+
+
+def test_of_two_rotations_one_wins(service: Service, owner: str) -> None:
+    """Of rotations at one time one makes a key, the others find the key rotated."""
+    made = make(service, owner)
+
+    async def scenario() -> list[int]:
+
+        posts = [
+            service.http.post(f"{KEYS}/{made['id']}/rotate", headers={"X-API-Key": owner})
+            for _ in range(8)
+        ]
+        return sorted(one.status_code for one in await asyncio.gather(*posts))
+
+    assert service.run(scenario()) == [201] + [409] * 7
+
+
+def test_of_two_creations_with_one_name_one_makes(service: Service, owner: str) -> None:
+    """Creations at one time with one Idempotency-Key make one key and show its text once."""
+
+    async def scenario() -> list[Json]:
+
+        headers = {"X-API-Key": owner, "Idempotency-Key": "race"}
+        posts = [service.http.post(KEYS, headers=headers, json={"name": "x"}) for _ in range(8)]
+        return [one.json() for one in await asyncio.gather(*posts)]
+
+    replies = service.run(scenario())
+    assert len({one["id"] for one in replies}) == 1
+    assert sum("key" in one for one in replies) == 1

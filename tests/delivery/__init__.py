@@ -1,0 +1,1 @@
+"""Tests of how a key gets to its owner."""

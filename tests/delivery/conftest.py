@@ -1,0 +1,35 @@
+"""A control database with a key in it, and a certificate."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.keys.database import embedded_url, open_engine, upgrade
+from app.keys.models import ApiKey
+from app.keys.registry import create_key
+from app.keys.verifier import Peppers
+from tests.delivery.mail_sink import make_certificate
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Give a migrated control database."""
+    engine = open_engine(embedded_url(tmp_path))
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def made(engine: Engine) -> tuple[ApiKey, str]:
+    """Make a key of client `acme`; give it with its text."""
+    peppers = Peppers(["the secret of this test suite"])
+    return create_key(engine, peppers, create_client=True, client_id="acme", name="test")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a certificate that no authority of the system vouches for."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))

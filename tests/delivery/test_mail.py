@@ -1,0 +1,148 @@
+"""The two mails: what they say, in text and in HTML, and what never gets into them."""
+
+from datetime import timedelta
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.delivery.mail import BY_OTHER_MEANS, ONBOARDING, ROTATION, Handover, compose, write_eml
+from app.delivery.smtp import mailbox
+from app.delivery.templates import SAMPLES, utc_text
+from app.keys.models import ApiKey, utc_now
+from tests.delivery.mail_sink import part, read_message, texts_by_id
+
+URL = "https://logs.example.com"
+SENDER = Address("Logger", addr_spec="logger@example.com")
+TO = Address("Acme, Inc.", addr_spec="ops@acme.example")
+UNTIL = utc_now() + timedelta(hours=72)
+LINK = Handover(claim_url=f"{URL}/claim/cl_claim_abc", claim_until=UNTIL)
+INLINE = Handover(text="cl_live_acme_the-text-of-the-key")
+
+
+def _key(key_id: str = "NewKeyOfAcme", **columns: Any) -> ApiKey:
+    return ApiKey(
+        key_id=key_id,
+        key_prefix=f"cl_live_acme_{key_id}***",
+        client_id="acme",
+        name="test",
+        role="client",
+        **columns,
+    )
+
+
+def _mail(handover: Handover, old: ApiKey | None = None, to: Address = TO) -> EmailMessage:
+    message = compose(_key(), handover, url=URL, sender=SENDER, to=to, old=old)
+    return read_message(message.as_bytes())
+
+
+def _parts(message: EmailMessage) -> tuple[str, str]:
+    assert message.get_content_type() == "multipart/alternative"
+    return part(message, "plain"), part(message, "html")
+
+
+def test_the_headers() -> None:
+    """A mail names its two ends, its subject, its time and itself."""
+    message = _mail(LINK)
+    assert message["Subject"] == "Your Logger API Credentials" == ONBOARDING
+    assert message["From"] == "Logger <logger@example.com>"
+    assert message["To"] == '"Acme, Inc." <ops@acme.example>'
+    sent_at = parsedate_to_datetime(message["Date"])
+    assert abs(sent_at - utc_now()) < timedelta(minutes=5)
+    assert message["Message-ID"].endswith("@example.com>")
+    assert message["Message-ID"] != _mail(LINK)["Message-ID"]
+
+
+def test_both_parts_say_what_a_client_needs() -> None:
+    """Greeting, endpoint, ids, header, samples and documentation are in text and in HTML."""
+    for body in _parts(_mail(LINK)):
+        for fact in (
+            *("Hello Acme, Inc.,", f"{URL}/api/v1/logs", "acme", "NewKeyOfAcme", "X-API-Key"),
+            *(f"LOGGER_API_URL={URL}\n", "LOGGER_API_KEY=", f"{URL}/docs", "out of code"),
+        ):
+            assert fact in body, fact
+    text, html = _parts(_mail(LINK))
+    shown = texts_by_id(html)
+    for name, sample in SAMPLES.items():
+        assert sample in text
+        assert shown[name] == sample
+
+
+def test_a_link_in_place_of_the_key() -> None:
+    """With a link the mail holds the link and its end, and no key."""
+    text, html = _parts(_mail(LINK))
+    for body in (text, html):
+        assert LINK.claim_url in body
+        assert utc_text(UNTIL) in body
+    assert texts_by_id(html)["env"].endswith("LOGGER_API_KEY=<the key behind the link>")
+
+
+def test_the_key_itself() -> None:
+    """Inline, the lines of .env are complete, and there is no link."""
+    text, html = _parts(_mail(INLINE))
+    lines = f"LOGGER_API_URL={URL}\nLOGGER_API_KEY={INLINE.text}"
+    assert f"\n{lines}\n" in text
+    assert texts_by_id(html)["env"] == lines
+    assert "/claim/" not in text + html
+
+
+def test_a_key_that_was_handed_over_separately() -> None:
+    """Without link and key the mail says that it comes another way, and how it begins."""
+    for body in _parts(_mail(BY_OTHER_MEANS)):
+        assert "handed to you separately" in body
+        assert "cl_live_acme_NewKeyOfAcme" in body
+        assert "/claim/" not in body
+
+
+def test_a_rotation_names_the_old_key_and_its_end() -> None:
+    """The mail of a rotation names the old key_id and when it stops, beside the new one's link."""
+    until = utc_now() + timedelta(hours=1)
+    message = _mail(LINK, old=_key("OldKeyOfAcme", grace_until=until))
+    assert message["Subject"] == "API Key Rotation - Action Required" == ROTATION
+    for body in _parts(message):
+        for fact in ("OldKeyOfAcme", utc_text(until), "NewKeyOfAcme", LINK.claim_url):
+            assert fact in body
+
+
+def test_a_key_s_own_end_is_told() -> None:
+    """A key that expires says when."""
+    end = utc_now() + timedelta(days=30)
+    message = compose(_key(expires_at=end), LINK, url=URL, sender=SENDER, to=TO)
+    for body in _parts(read_message(message.as_bytes())):
+        assert utc_text(end) in body
+
+
+printable = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs")), max_size=30)
+
+
+@given(name=printable)
+def test_a_name_is_text_in_every_part(name: str) -> None:
+    """Whatever a client is called, headers hold nothing more and HTML shows it as it is."""
+    message = _mail(LINK, to=mailbox(name, "ops@acme.example"))
+    assert [one.addr_spec for one in message["To"].addresses] == ["ops@acme.example"]
+    assert "bcc" not in {header.lower() for header in message}
+    text, html = _parts(message)
+    assert f"Hello {name or 'acme'},\n" in text
+    body = html.partition("<body>")[2]
+    assert body.count("<") == _parts(_mail(LINK))[1].partition("<body>")[2].count("<")
+
+
+def test_a_file_is_its_owner_s_and_new(tmp_path: Path) -> None:
+    """An .eml has mode 0600, holds the mail, and replaces nothing, a dangling link included."""
+    path = tmp_path / "mail.eml"
+    message = compose(_key(), INLINE, url=URL, sender=SENDER, to=TO)
+    write_eml(message, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_message(path.read_bytes())["Subject"] == ONBOARDING
+    before = path.read_bytes()
+    (tmp_path / "link.eml").symlink_to(tmp_path / "elsewhere")
+    for taken in (path, tmp_path / "link.eml"):
+        with pytest.raises(FileExistsError):
+            write_eml(message, taken)
+    assert path.read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} == {"link.eml", "mail.eml"}

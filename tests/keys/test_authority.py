@@ -1,0 +1,124 @@
+"""A key can never give what it does not have."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import Forbidden, NotFound
+from app.keys.authority import check_reach, check_within, narrow, shorten
+from app.keys.models import LIMIT_NAMES, ApiKey
+from app.keys.principal import Limits, Principal
+from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DATASETS = st.none() | st.sets(st.sampled_from("abc"), min_size=1)
+ENDS = st.none() | st.integers(1, 5).map(lambda days: NOW + timedelta(days=days))
+LIMIT = st.integers(0, 3)
+
+askers = st.builds(
+    Principal,
+    id=st.just(""),
+    key_id=st.just("asker"),
+    client_id=st.just("acme"),
+    role=st.just("owner"),
+    scopes=st.frozensets(st.sampled_from(sorted(SCOPES))),
+    allowed_datasets=DATASETS.map(lambda names: None if names is None else frozenset(names)),
+    is_admin=st.just(False),
+    key_limits=st.builds(Limits, LIMIT, LIMIT, LIMIT),
+    client_limits=st.builds(Limits, st.just(3), st.just(0), st.just(2)),
+    expires_at_s=ENDS.map(lambda end: None if end is None else end.timestamp()),
+    name=st.just(""),
+)
+keys = st.builds(
+    ApiKey,
+    key_id=st.just(""),
+    key_prefix=st.just(""),
+    client_id=st.just("acme"),
+    name=st.just(""),
+    role=st.sampled_from([role for role in ROLES if role != ADMIN]),
+    scopes=st.none() | st.lists(st.sampled_from(sorted(SCOPES)), unique=True),
+    allowed_datasets=DATASETS.map(lambda names: None if names is None else sorted(names)),
+    expires_at=ENDS,
+    **{name: st.none() | LIMIT for name in LIMIT_NAMES},
+)
+
+
+def exceeds(key: ApiKey, asker: Principal) -> bool:
+    """Say by brute force whether there is something that the key may do and the asker may not."""
+    if effective_scopes(key.role, key.scopes) - asker.scopes:
+        return True
+    if asker.allowed_datasets is not None:
+        reached = set("abcd") if key.allowed_datasets is None else set(key.allowed_datasets)
+        if reached - asker.allowed_datasets:
+            return True
+    if asker.expires_at_s is not None:
+        end = float("inf") if key.expires_at is None else key.expires_at.timestamp()
+        if end > asker.expires_at_s:
+            return True
+    for name in LIMIT_NAMES:
+        ceiling = getattr(asker.client_limits, name) or float("inf")
+        given = getattr(key, name)
+        passes = min(ceiling, given or float("inf"))
+        if passes > min(ceiling, getattr(asker.key_limits, name) or float("inf")):
+            return True
+    return False
+
+
+@given(askers, keys)
+def test_no_key_beyond_its_maker(asker: Principal, key: ApiKey) -> None:
+    """A key passes exactly if it may do nothing that its maker may not."""
+    allowed = True
+    try:
+        check_within(asker, key)
+    except Forbidden:
+        allowed = False
+    assert allowed is not exceeds(key, asker)
+
+
+@given(askers, keys)
+def test_what_is_left_open_is_narrowed(asker: Principal, key: ApiKey) -> None:
+    """Narrowing fills in what was left open and changes nothing that was asked for."""
+    asked = key.model_dump()
+    narrow(asker, key)
+    for name, value in asked.items():
+        if value is not None:
+            assert getattr(key, name) == value
+    key.scopes = []
+    for name in ("allowed_datasets", "expires_at", *LIMIT_NAMES):
+        if asked[name] is not None:
+            setattr(key, name, None)
+    narrow(asker, key)
+    check_within(asker, key)
+
+
+@given(askers, keys)
+def test_shortened_ends_no_later(asker: Principal, key: ApiKey) -> None:
+    """A shortened key ends with its maker at the latest, and no later than it did before."""
+    before = key.expires_at
+    shorten(asker, key)
+    ends = [end for end in (before, key.expires_at) if end is not None]
+    if asker.expires_at_s is not None:
+        assert key.expires_at is not None
+        assert key.expires_at.timestamp() <= asker.expires_at_s
+    assert key.expires_at == (min(ends) if ends else None)
+
+
+@given(askers)
+def test_reach(asker: Principal) -> None:
+    """A client's key reaches its own client; another's and the platform's keys are not there."""
+    check_reach(asker, "acme")
+    for client_id in ("other", None):
+        with pytest.raises(NotFound):
+            check_reach(asker, client_id)
+        check_reach(None, client_id)
+
+
+def test_the_operator_may_all() -> None:
+    """Without an asker nothing is refused and nothing narrowed."""
+    key = ApiKey(key_id="", key_prefix="", client_id=None, name="", role=ADMIN)
+    check_within(None, key)
+    narrow(None, key)
+    shorten(None, key)
+    assert (key.allowed_datasets, key.expires_at) == (None, None)

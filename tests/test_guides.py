@@ -1,0 +1,171 @@
+"""The guides' samples, run beside a real server as their readers would run them.
+
+A block of docs/client.md or docs/provider.md is run if its language is one of `bash`, `python`,
+`javascript` or `powershell`. What is only to be read, or needs a machine of its own, says `sh`.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from app.keys.roles import ROLES
+from loadtests.server import Server, make_key, start_product
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENT = (ROOT / "docs/client.md").read_text()
+PROVIDER = (ROOT / "docs/provider.md").read_text()
+DEADLINE_S = 60
+
+
+class Desk(NamedTuple):
+    """Where a reader sits: a directory with an .env, and an environment."""
+
+    directory: Path
+    environment: dict[str, str]
+    server: Server
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Start a server on a fresh directory, and give what its client has."""
+    data_dir = tmp_path_factory.mktemp("data")
+    directory = tmp_path_factory.mktemp("client")
+    server = start_product(data_dir)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DATA_DIR": str(data_dir),
+        "LOGGER_API_URL": f"http://127.0.0.1:{server.port}",
+        "LOGGER_API_KEY": make_key(data_dir, "guided"),
+    }
+    try:
+        yield Desk(directory, environment, server)
+    finally:
+        server.stop()
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def _run(desk: Desk, command: list[str], text: str = "", cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        command,
+        input=text,
+        cwd=cwd or desk.directory,
+        env=desk.environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _program(name: str) -> str:
+    """Find a program, or skip and say so."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: the guide's sample for it was NOT run")
+    return found
+
+
+def _stored_count(desk: Desk) -> int:
+    url = f"{desk.environment['LOGGER_API_URL']}/api/v1/usage"
+    key = f"X-API-Key: {desk.environment['LOGGER_API_KEY']}"
+    usage = _run(desk, [_program("curl"), "-sS", url, "-H", key])
+    return int(json.loads(usage)["totals"]["logs"])
+
+
+def test_shell_samples(desk: Desk) -> None:
+    """Each block for the shell does what the text beside it says."""
+    _program("curl")
+    one, array, ndjson, twice, read, pages, usage = (
+        _run(desk, ["bash", "-eu", "-o", "pipefail"], block) for block in _blocks(CLIENT, "bash")
+    )
+    assert json.loads(one)["client_id"] == "guided"
+    for batch in (array, ndjson):
+        assert json.loads(batch) == {"accepted": 2, "rejected": 0, "duplicates": 0, "errors": []}
+
+    assert twice.count('"accepted":1') + twice.count('"accepted": 1') == 2
+    assert twice.lower().count("idempotent-replayed: true") == 1
+
+    page = json.loads(read)
+    assert [log["status"] for log in page["logs"]] == ["SUCCESS", "FAILED"]
+    assert page["next_cursor"]
+    logs = [log for line in pages.splitlines() for log in json.loads(line)["logs"]]
+    assert len({log["id"] for log in logs}) == len(logs) == 6
+    assert "nightly-2026-01-15-1" in [log.get("external_id") for log in logs]
+    assert json.loads(usage)["totals"]["logs"] == 6
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_samples(desk: Desk, number: int) -> None:
+    """Each sample in Python stores a log."""
+    before = _stored_count(desk)
+    printed = _run(desk, [sys.executable, "-W", "error", "-"], _blocks(CLIENT, "python")[number])
+    assert re.fullmatch(r"[0-9a-f]{36}|1", printed.strip())
+    assert _stored_count(desk) == before + 1
+
+
+def test_javascript_sample(desk: Desk) -> None:
+    """The sample in JavaScript stores a log."""
+    node = _program("node")
+    (sample,) = _blocks(CLIENT, "javascript")
+    before = _stored_count(desk)
+    assert re.fullmatch(r"[0-9a-f]{36}", _run(desk, [node, "-"], sample).strip())
+    assert _stored_count(desk) == before + 1
+
+
+def test_powershell_sample(desk: Desk) -> None:
+    """The sample in PowerShell stores a log."""
+    pwsh = _program("pwsh")
+    (sample,) = _blocks(CLIENT, "powershell")
+    (desk.directory / "sample.ps1").write_text(sample)
+    before = _stored_count(desk)
+    printed = _run(desk, [pwsh, "-NoProfile", "-File", "sample.ps1"])
+    assert re.fullmatch(r"[0-9a-f]{36}", printed.strip())
+    assert _stored_count(desk) == before + 1
+
+
+def test_provider_commands(desk: Desk) -> None:
+    """Each command of the provider's guide that is marked as run does what the text says."""
+    made, admin, revoke, due = _blocks(PROVIDER, "bash")
+    shown = _paste(desk, made)
+    assert (
+        len(set(re.findall(r"LOGGER_API_KEY=cl_live_acme_corp_\w{61}$", shown, re.MULTILINE))) == 2
+    )
+    listed = shown.splitlines()[-2:]
+    key_ids = re.findall(r"cl_live_acme_corp_(\w{12})\*\*\*", "\n".join(listed))
+    assert len(key_ids) == 2
+    assert "cl_admin_" in _paste(desk, admin)
+    assert "acme_corp" in _paste(desk, f"{due.strip()}0")  # the key that ends in 90 days
+    assert key_ids[0] in _paste(desk, revoke.replace("KEY_ID", key_ids[0]))
+    _paste(desk, due)
+
+
+def _paste(desk: Desk, block: str) -> str:
+    return _run(desk, ["bash", "-eu", "-o", "pipefail"], block, ROOT)
+
+
+def test_table_of_roles() -> None:
+    """The provider's guide lists every role with the scopes that it has."""
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z: ]+) \|", PROVIDER, re.MULTILINE)
+    told = {role: set(scopes.split()) for role, scopes in rows}
+    assert told == {role: ROLES[role] for role in ("client", "ingest", "viewer", "analyst")}
+    assert set(re.findall(r"^\| `(\w+)` \|.*\|.*\|$", PROVIDER, re.MULTILINE)) >= set(ROLES)
+
+
+def test_no_sample_is_left_out() -> None:
+    """Every block of the guides is of a language that is run, or one that is only to be read."""
+    languages = set(re.findall(r"^```(\w+)$", CLIENT + PROVIDER, re.MULTILINE))
+    assert languages == {"bash", "python", "javascript", "powershell", "sh", "ini"}
+    assert len(re.findall(r"^```", CLIENT + PROVIDER, re.MULTILINE)) % 2 == 0
