@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Request, Response
 
 from app.activity.uses import read_sources, read_uses
@@ -24,7 +25,7 @@ from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
 from app.api.services import Services
 from app.api.throttle import limited
 from app.edge.ingest import idempotency_key
-from app.errors import Forbidden, Invalid, NotFound
+from app.errors import Forbidden, Invalid, NotFound, StorageUnavailable
 from app.keys import lifecycle, registry
 from app.keys.lifecycle import GRACE_S_DEFAULT, KeyChange
 from app.keys.models import LIMIT_NAMES, ApiKey
@@ -34,6 +35,8 @@ from app.keys.registry import KeyFilter, Once
 from app.keys.roles import ADMIN
 
 PLATFORM = "*"
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
 
@@ -72,7 +75,7 @@ async def create(request: Request, response: Response, caller: Caller, opened: O
     )
     if new_text is None:
         response.headers["Idempotent-Replayed"] = "true"
-        return await _shown(opened, made)
+        return await _after(opened, made)
     return key_object(made, opened.rotation_policy) | {"key": new_text}
 
 
@@ -141,7 +144,7 @@ async def change(
     changed = await asyncio.to_thread(
         lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
     )
-    shown = await _shown(opened, changed.key)
+    shown = await _after(opened, changed.key)
     if form.is_active is not False:
         return shown
     return shown | await receipt(opened, changed.generation)
@@ -185,7 +188,7 @@ async def activate(
     changed = await asyncio.to_thread(
         lifecycle.activate_key, opened.engine, id_or_key_id, asker=caller
     )
-    return await _shown(opened, changed.key)
+    return await _after(opened, changed.key)
 
 
 @router.post(
@@ -221,7 +224,16 @@ async def _end(
     end: Callable[..., KeyChange], id_or_key_id: str, caller: Principal, opened: Services
 ) -> dict[str, Any]:
     changed = await asyncio.to_thread(end, opened.engine, id_or_key_id, asker=caller)
-    return await _shown(opened, changed.key) | await receipt(opened, changed.generation)
+    return await _after(opened, changed.key) | await receipt(opened, changed.generation)
+
+
+async def _after(opened: Services, key: ApiKey) -> dict[str, Any]:
+    """Show a key that was changed, also where its use can't be read: the change is made."""
+    try:
+        return await _shown(opened, key)
+    except StorageUnavailable as error:
+        log.warning("the use of a key cannot be read", reason=error.reason)
+        return key_object(key, opened.rotation_policy) | {"sources": []}
 
 
 async def _shown(opened: Services, key: ApiKey) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.sqlite import sqlite3
 from tests.support import Json, Service, eventually, problem, record, running
 
 KEYS = "/api/v1/api-keys"
@@ -439,6 +442,20 @@ def test_expiry(service: Service, owner: str) -> None:
     problem(ask(service, "POST", f"{path}/rotate", owner), 409)
     assert ask(service, "PATCH", path, owner, {"expires_at": later(1)}).status_code == 200
     assert works(service, made["key"])
+
+
+def test_off_although_uses_cannot_be_read(tmp_path: Path) -> None:
+    """A broken activity.db hides what keys were used for, and stops no revocation."""
+    with running(tmp_path) as service:
+        admin, key = service.key(None, name="admin"), service.key("acme")
+        key_id = service.get(CURRENT, key).json()["key_id"]
+        with closing(sqlite3.connect(tmp_path / "activity.db", isolation_level=None)) as broken:
+            broken.execute("DROP TABLE key_uses")
+        problem(ask(service, "GET", f"{KEYS}/{key_id}", admin), 503, "Storage unavailable")
+        reply = ask(service, "POST", f"{KEYS}/{key_id}/deactivate", admin)
+        assert reply.status_code == 200
+        assert reply.json()["is_active"] is False
+        assert not works(service, key)
 
 
 # Rotation.
