@@ -15,7 +15,7 @@ import typer
 
 from app import __version__
 from app.errors import StorageUnavailable
-from app.settings import BadSetting, Settings, load_settings
+from app.settings import SERVER_LOCK, BadSetting, Settings, load_settings
 
 DRAIN_S_MAX = 7  # of the 10 s that a stop may take; closing the store may take 2 of them
 # Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
@@ -140,7 +140,7 @@ def _hold(settings: Settings) -> TextIO:
     """Take DATA_DIR for this server alone: in-process limits of two would add up."""
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = (settings.data_dir / "server.lock").open("w")
+        held = (settings.data_dir / SERVER_LOCK).open("w")
     except OSError as error:
         _refuse(f"DATA_DIR: {error}")
     try:

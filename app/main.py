@@ -1,6 +1,10 @@
 """The wiring: settings in, a running service out. Nothing opens before the server starts it."""
 
+import asyncio
 import gc
+import multiprocessing
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -54,6 +58,7 @@ def create_app(settings: Settings) -> Edge:
     @asynccontextmanager
     async def lifespan(edge: Edge) -> AsyncIterator[None]:
         journal.set_up(settings.log_level)
+        _end_with_parent()
         async with AsyncExitStack() as stack:
             services, edge.ingest, edge.prompt = await _open(settings, stack)
             control.state.services = services
@@ -181,6 +186,22 @@ def _open_keys(
     return keyring
 
 
+def _end_with_parent() -> None:
+    """Have a worker stop as if asked to when its supervisor is killed: nobody else would ask it.
+
+    It would serve on without the lock of the data directory, and keep the port.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(parent.sentinel, _end, parent.sentinel)
+
+
+def _end(sentinel: int) -> None:
+    asyncio.get_running_loop().remove_reader(sentinel)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _settle_garbage() -> None:
     """Spare the collector what lives as long as the process, and requests most of its visits.
 
@@ -194,7 +215,7 @@ def _settle_garbage() -> None:
 
 def _show(first: FirstKeys, settings: Settings) -> None:
     """Print the first keys, this once; they are stored nowhere."""
-    url = settings.public_url or f"http://{settings.host}:{settings.port}"
+    url = settings.reachable_url
     print(  # noqa: T201
         f"""
 First start: these keys are shown once and stored nowhere. Keep them.

@@ -17,6 +17,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from app.delivery.smtp import parse_mailbox, parse_server
 from app.keys.verifier import SECRET_LENGTH_MIN
 
+# In DATA_DIR, held by the one server that runs on it.
+SERVER_LOCK = "server.lock"
+
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 EXAMPLES = {
@@ -205,6 +208,15 @@ class Settings(BaseSettings):
         if not self.embedded and not self.secret_key:
             raise ValueError("SECRET_KEY: is required with DATABASE_URL")
         return self
+
+    @property
+    def reachable_url(self) -> str:
+        """Give the URL by which clients reach the service."""
+        if self.public_url:
+            return self.public_url
+        # An address to listen on is not always one to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def embedded(self) -> bool:

@@ -8,15 +8,14 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _wiring import ControlPlane, Refused, public_url
+from _wiring import ControlPlane, Refused
 
 from app.delivery.claims import TTL_S, create_claim
 from app.delivery.mail import Handover, write_eml
 from app.delivery.smtp import BadAddress, NotSent, mailbox, parse_mailbox, send
-from app.errors import NotFound
+from app.errors import NotFound, StorageUnavailable
 from app.keys.clients import get_client
 from app.keys.models import ApiKey, Client, utc_now
-from app.keys.objects import RotationPolicy
 from app.settings import EXAMPLES, BadSetting, Settings
 
 # A file has to name a sender, and somebody looks at it before it goes anywhere.
@@ -42,11 +41,13 @@ class Route(NamedTuple):
         if self.is_sent:
             try:
                 send(message, self.settings.smtp_url, self.settings.smtp_timeout_s)
-            except NotSent as error:
+            except (NotSent, KeyboardInterrupt) as error:
+                # The key is made, and its text is in this mail alone.
                 if output is None:
                     output = Path(default_output)
                     _write(message, output, handover)
-                raise Refused(f"not sent: {error}; the mail is in {output}") from None
+                reason = str(error) or "interrupted"
+                raise Refused(f"not sent: {reason}; the mail is in {output}") from None
         return {
             "to": self.to.addr_spec,
             "output": None if output is None else str(output),
@@ -85,15 +86,14 @@ def open_route(
 
 def link(plane: ControlPlane, key: ApiKey, text: str) -> Handover:
     """Put a key behind a link."""
-    url = public_url(plane.settings)
+    url = plane.settings.reachable_url
     claim_until = utc_now() + timedelta(seconds=TTL_S)
-    token = create_claim(plane.engine, key, text, url)
+    try:
+        token = create_claim(plane.engine, key, text, url)
+    except StorageUnavailable as error:
+        # The key is made, and its text is nowhere else.
+        raise Refused(f"no link could be made ({error.reason}); the key itself: {text}") from None
     return Handover(claim_url=f"{url}/claim/{token}", claim_until=claim_until)
-
-
-def rotation_policy(settings: Settings) -> RotationPolicy:
-    """Give the policy by which key objects say when they are due."""
-    return RotationPolicy(settings.rotation_days_live, settings.rotation_days_test)
 
 
 def tell(letter: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
 from typing import Any, NamedTuple, NoReturn
 
 from sqlalchemy import Engine
@@ -18,6 +19,7 @@ from sqlalchemy import Engine
 from app.errors import Invalid, LoggerError, StorageUnavailable
 from app.keys.bootstrap import open_secrets
 from app.keys.database import StartRefused, open_current
+from app.keys.objects import RotationPolicy
 from app.keys.verifier import Peppers
 from app.settings import BadSetting, Settings, load_settings
 
@@ -32,6 +34,11 @@ class ControlPlane(NamedTuple):
     settings: Settings
     engine: Engine
     peppers: Peppers
+
+    @property
+    def rotation_policy(self) -> RotationPolicy:
+        """Give the policy by which key objects say when they are due."""
+        return RotationPolicy(self.settings.rotation_days_live, self.settings.rotation_days_test)
 
 
 @contextmanager
@@ -51,6 +58,10 @@ def control_plane() -> Iterator[ControlPlane]:
 
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process as its outcome asks: one line, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that a terminal can't show must not cost the key that stands beside it.
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
         sys.stdout.flush()
@@ -68,16 +79,9 @@ def run(command: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+    except (OSError, UnicodeError) as error:
+        _end(1, f"{type(error).__name__}: {error}")
     sys.exit(0)
-
-
-def public_url(settings: Settings) -> str:
-    """Give the URL by which clients reach the service."""
-    if settings.public_url:
-        return settings.public_url
-    # An address to listen on is not always one to connect to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def ask(question: str, *, to_stderr: bool) -> str:
@@ -95,7 +99,7 @@ def ask(question: str, *, to_stderr: bool) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON value, alone on its line."""
-    print(json.dumps(value, ensure_ascii=False))
+    print(json.dumps(value))
 
 
 def moment(text: str) -> datetime:

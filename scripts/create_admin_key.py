@@ -31,7 +31,7 @@ def main() -> None:
             created_by="create_admin_key.py",
         )
     if arguments.json:
-        print_json({**key_object(key), "key": text})
+        print_json({**key_object(key, plane.rotation_policy), "key": text})
     else:
         print(f"Admin key {key.name!r}, shown this once and stored nowhere:\n\n    {text}\n")
         print("It reaches every client's logs. Keep it as you would a root password.")

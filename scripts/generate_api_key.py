@@ -4,7 +4,7 @@ import argparse
 import logging
 from typing import NoReturn
 
-from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, public_url, run
+from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, run
 
 from app.delivery.secrets_managers import (
     NotDelivered,
@@ -55,9 +55,9 @@ def main() -> None:
     with control_plane() as plane:
         key, text = _create(plane, client_id, arguments)
     if arguments.json:
-        print_json({**key_object(key), "key": text})
+        print_json({**key_object(key, plane.rotation_policy), "key": text})
     else:
-        print(_letter(key, text, public_url(plane.settings)))
+        print(_letter(key, text, plane.settings.reachable_url))
 
 
 def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
@@ -75,7 +75,7 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
     except NotDelivered as error:
         raise Refused(str(error)) from None
     if arguments.json:
-        print_json({**key_object(key), "delivered_to": str(target)})
+        print_json({**key_object(key, plane.rotation_policy), "delivered_to": str(target)})
     else:
         print(f"API key for {key.client_id}, put into {target}:\n\n    {_facts(key)}")
 
@@ -84,7 +84,7 @@ def _put(
     plane: ControlPlane, manager: SecretsManager, target: Target, key: ApiKey, text: str
 ) -> None:
     secret = {
-        "LOGGER_API_URL": public_url(plane.settings),
+        "LOGGER_API_URL": plane.settings.reachable_url,
         "LOGGER_API_KEY": text,
         "client_id": key.client_id or "",
         "key_id": key.key_id,

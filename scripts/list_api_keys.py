@@ -1,18 +1,20 @@
 """List API keys, never more of them than their public part."""
 
 import argparse
+import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 from _wiring import control_plane, print_json, run
 from sqlalchemy import Engine
 
 from app.activity.uses import read_sources, read_uses
+from app.errors import StorageUnavailable
 from app.keys.database import open_activity
-from app.keys.models import ApiKey, KeyUse, utc_now
-from app.keys.objects import RotationPolicy, key_object, source_objects
-from app.keys.registry import KeyFilter, list_keys
+from app.keys.models import ApiKey, KeySource, KeyUse, utc_now
+from app.keys.objects import UNKNOWN_USE, RotationPolicy, key_object, source_objects
+from app.keys.registry import DUE_DAYS_MAX, KeyFilter, list_keys
 
 COLUMNS = ("KEY", "CLIENT", "NAME", "ROLE", "STATUS", "CREATED", "EXPIRES", "LAST USED")
 
@@ -25,49 +27,72 @@ def main() -> None:
     parser.add_argument(
         "--due",
         type=int,
+        choices=range(DUE_DAYS_MAX + 1),
         metavar="DAYS",
         help="only those that end or are due for rotation within DAYS, or have been",
     )
     parser.add_argument("--json", action="store_true", help='print {"api_keys": [...]}')
     arguments = parser.parse_args()
     with control_plane() as plane:
-        settings = plane.settings
-        policy = RotationPolicy(settings.rotation_days_live, settings.rotation_days_test)
-        keys = list_keys(plane.engine, KeyFilter(arguments.client, arguments.include_inactive))
+        due = None
         if arguments.due is not None:
-            keys = [key for key in keys if policy.is_due(key, arguments.due)]
-        activity = open_activity(plane.engine)
-        try:
-            uses = read_uses(activity, [key.key_id for key in keys])
-            if arguments.json:
-                shown = [_object(key, policy, uses.get(key.key_id), activity) for key in keys]
-                print_json({"api_keys": shown})
-                return
-        finally:
-            activity.dispose()
-    if keys:
-        print(_table([COLUMNS, *(_row(key, uses.get(key.key_id)) for key in keys)]))
+            due = (plane.rotation_policy, utc_now() + timedelta(days=arguments.due))
+        keys = list_keys(plane.engine, KeyFilter(arguments.client, arguments.include_inactive, due))
+        evidence = _read_evidence(plane.engine, keys)
+    if arguments.json:
+        print_json({"api_keys": [_object(key, plane.rotation_policy, evidence) for key in keys]})
+    elif keys:
+        print(_table([COLUMNS, *(_row(key, evidence) for key in keys)]))
     else:
         print("No keys.")
 
 
-def _object(
-    key: ApiKey, policy: RotationPolicy, use: KeyUse | None, activity: Engine
-) -> dict[str, Any]:
-    """Show a key, and of one in grace where it is still used from: these have to change."""
+class Evidence(NamedTuple):
+    """What is known of the use of keys, by key_id; nothing at all if `is_known` is false."""
+
+    is_known: bool
+    uses: dict[str, KeyUse]
+    sources: dict[str, list[KeySource]]  # of keys in grace: what still uses them has to change
+
+
+def _read_evidence(control: Engine, keys: list[ApiKey]) -> Evidence:
+    try:
+        activity = open_activity(control)
+    except StorageUnavailable as error:
+        return _no_evidence(error)
+    try:
+        uses = read_uses(activity, [key.key_id for key in keys])
+        in_grace = [key.key_id for key in keys if _is_in_grace(key)]
+        sources = {key_id: read_sources(activity, key_id) for key_id in in_grace}
+    except StorageUnavailable as error:
+        return _no_evidence(error)
+    finally:
+        activity.dispose()
+    return Evidence(is_known=True, uses=uses, sources=sources)
+
+
+def _no_evidence(error: StorageUnavailable) -> Evidence:
+    """Go on without: keys have to be found in an emergency above all."""
+    print(f"Warning: the uses of keys cannot be read: {error.reason}", file=sys.stderr)
+    return Evidence(is_known=False, uses={}, sources={})
+
+
+def _object(key: ApiKey, policy: RotationPolicy, evidence: Evidence) -> dict[str, Any]:
+    use = evidence.uses.get(key.key_id) if evidence.is_known else UNKNOWN_USE
     shown = key_object(key, policy, use)
-    if _is_in_grace(key):
-        shown["sources"] = source_objects(read_sources(activity, key.key_id))
+    if key.key_id in evidence.sources:
+        shown["sources"] = source_objects(evidence.sources[key.key_id])
     return shown
 
 
 def _is_in_grace(key: ApiKey) -> bool:
-    end = key.ends_at
-    return key.grace_until is not None and key.is_active and end is not None and end > utc_now()
+    return key.grace_until is not None and key.is_active and not key.has_ended
 
 
-def _row(key: ApiKey, use: KeyUse | None) -> tuple[str, ...]:
+def _row(key: ApiKey, evidence: Evidence) -> tuple[str, ...]:
     end = key.ends_at
+    use = evidence.uses.get(key.key_id)
+    unused = "never" if evidence.is_known else "unknown"
     return (
         key.key_prefix,
         key.client_id or "(platform)",
@@ -76,7 +101,7 @@ def _row(key: ApiKey, use: KeyUse | None) -> tuple[str, ...]:
         _status(key),
         f"{key.created_at:%Y-%m-%d}",
         "never" if end is None else f"{end:%Y-%m-%d}",
-        "never" if use is None else _minute(use.last_used_at),
+        unused if use is None else _minute(use.last_used_at),
     )
 
 
@@ -88,7 +113,7 @@ def _status(key: ApiKey) -> str:
         return f"in grace until {_minute(end)}"
     if key.rotated_to is not None:
         return "rotated"
-    return "expired" if end is not None and end <= utc_now() else "active"
+    return "expired" if key.has_ended else "active"
 
 
 def _minute(moment: datetime) -> str:

@@ -8,12 +8,12 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from _letters import Route, find_client, link, open_route, rotation_policy, tell
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, public_url, run
+from _letters import Route, find_client, link, open_route, tell
+from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
 
 from app.delivery.mail import BY_OTHER_MEANS, Handover, compose
 from app.errors import NotFound
-from app.keys.models import ApiKey, utc_now
+from app.keys.models import ApiKey
 from app.keys.objects import key_object
 from app.keys.registry import create_key, get_key
 
@@ -41,13 +41,13 @@ def main() -> None:
         if key is None:
             key, text = _create(plane, subject.client_id)
         handover = _handover(plane, key, text, is_inline=arguments.inline_key)
-        url = public_url(plane.settings)
+        url = plane.settings.reachable_url
         message = compose(key, handover, url=url, sender=route.sender, to=route.to)
         letter = {
             "claim_url": handover.claim_url or None,
             **route.dispatch(message, handover, f"onboarding-{key.client_id}-{key.key_id}.eml"),
         }
-        shown = key_object(key, rotation_policy(plane.settings))
+        shown = key_object(key, plane.rotation_policy)
     if arguments.json:
         print_json(shown | letter)
         return
@@ -91,7 +91,7 @@ def _subject(plane: ControlPlane, client_id: str | None, key_id: str | None) -> 
         raise Refused(f"key {key.key_id} is the platform's, not a client's")
     if client_id not in {None, key.client_id}:
         raise Refused(f"key {key.key_id} is not one of client {client_id!r}")
-    if not key.is_active or (key.ends_at is not None and key.ends_at <= utc_now()):
+    if not key.is_active or key.has_ended:
         raise Refused(f"key {key.key_id} is inactive or has expired")
     text = ask("Paste the API key (empty to leave it out): ", to_stderr=True)
     if text and not (key.verifier and plane.peppers.verify(key.verifier, text)):

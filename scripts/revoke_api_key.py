@@ -1,10 +1,11 @@
 """Revoke an API key: it fails from the next request on, everywhere."""
 
 import argparse
+import fcntl
 import sys
+from pathlib import Path
 
-from _wiring import Refused, ask, control_plane, print_json, run
-from sqlalchemy import Engine
+from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
 
 from app.activity.presence import Receipt, await_dropped
 from app.errors import NotFound, StorageUnavailable
@@ -12,6 +13,7 @@ from app.keys.database import StartRefused, open_activity
 from app.keys.lifecycle import deactivate_key
 from app.keys.objects import key_object
 from app.keys.registry import get_key
+from app.settings import SERVER_LOCK
 
 
 def main() -> None:
@@ -36,27 +38,40 @@ def main() -> None:
         ):
             raise Refused("not revoked")
         changed = deactivate_key(plane.engine, key_id)
-        receipt = _await_dropped(plane.engine, changed.generation)
+        receipt = _await_dropped(plane, changed.generation)
     if arguments.json:
-        print_json(key_object(changed.key) | receipt.as_object())
+        print_json(key_object(changed.key, plane.rotation_policy) | receipt.as_object())
     elif key.is_active:
         print(f"Revoked {key.key_prefix} ({key.name}); {_dropped(receipt)}.")
     else:
         print(f"{key.key_prefix} ({key.name}) was revoked already; {_dropped(receipt)}.")
 
 
-def _await_dropped(control: Engine, generation: int) -> Receipt:
+def _await_dropped(plane: ControlPlane, generation: int) -> Receipt:
     """Wait for the proof; without it the key is revoked all the same."""
     try:
-        activity = open_activity(control)
+        activity = open_activity(plane.engine)
     except (StartRefused, StorageUnavailable) as error:
         reason = error.reason if isinstance(error, StorageUnavailable) else error
         print(f"What workers know of the keys cannot be read: {reason}", file=sys.stderr)
         return Receipt(effective_at=None, workers=0, ms=0.0, unconfirmed=1)
     try:
-        return await_dropped(control, activity, generation)
+        is_served = _is_served(plane.settings.data_dir)
+        return await_dropped(plane.engine, activity, generation, is_served=is_served)
     finally:
         activity.dispose()
+
+
+def _is_served(data_dir: Path) -> bool:
+    """Say whether a server runs on a directory: it holds a lock there as long as it does."""
+    try:
+        with (data_dir / SERVER_LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _dropped(receipt: Receipt) -> str:

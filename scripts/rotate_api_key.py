@@ -6,8 +6,8 @@ The new key is shown once, or with --notify mailed to its owner behind a link th
 import argparse
 from typing import Any
 
-from _letters import find_client, link, open_route, rotation_policy, tell
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, public_url, run
+from _letters import find_client, link, open_route, tell
+from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
 
 from app.delivery.mail import compose
 from app.delivery.templates import utc_text
@@ -24,20 +24,20 @@ def main() -> None:
     if not key_id:
         raise Refused("key_id is required")
     with control_plane() as plane:
-        if arguments.notify:
+        if arguments.notify is not None:
             rotation, extra = _notify(plane, key_id, arguments)
         else:
             rotation = _rotate(plane, key_id, arguments.grace_seconds)
             extra = {"key": rotation.text}
-        shown = key_object(rotation.key, rotation_policy(plane.settings))
-        url = public_url(plane.settings)
+        shown = key_object(rotation.key, plane.rotation_policy)
+        url = plane.settings.reachable_url
     if arguments.json:
         old = {
             "grace_until": iso_time(rotation.old.grace_until),
             "old_key_id": rotation.old.key_id,
         }
         print_json(shown | extra | old)
-    elif arguments.notify:
+    elif arguments.notify is not None:
         print(f"{_deadline(rotation)}\n\n{tell(extra)} Its claim link works once:")
         print(f"\n    {extra['claim_url']}")
     else:
@@ -77,7 +77,7 @@ def _notify(
     message = compose(
         rotation.key,
         handover,
-        url=public_url(plane.settings),
+        url=plane.settings.reachable_url,
         sender=route.sender,
         to=route.to,
         old=rotation.old,

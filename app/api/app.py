@@ -7,14 +7,15 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app import __version__
 from app.api import claims, clients, health, keys, logs, usage
+from app.api.access import RULES
 from app.api.dependencies import authorize
 from app.api.docs import RETRY_AFTER_S, add_docs
 from app.api.openapi import describe
 from app.api.services import Services
-from app.edge import ingest
 from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
 from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnavailable, fault
 
@@ -77,7 +78,7 @@ def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     headers: Headers = [CONTENT_TYPE]
     for name, value in (error.headers or {}).items():
-        allowed = f"{value}, POST" if _is_ingest(request, name) else value
+        allowed = _allowed(request) if name.lower() == "allow" else value
         headers.append((name.lower().encode(), allowed.encode()))
     phrase = HTTPStatus(error.status_code).phrase
     detail = "Not found" if error.status_code == HTTPStatus.NOT_FOUND else phrase
@@ -85,9 +86,11 @@ def _on_http(request: Request, error: Exception) -> Response:
     return _response(error.status_code, headers, body)
 
 
-def _is_ingest(request: Request, header: str) -> bool:
-    """Say whether `Allow` must name the POST that the router never sees."""
-    return header.lower() == "allow" and request.url.path == ingest.PATH
+def _allowed(request: Request) -> str:
+    """Name the methods of a path: the router knows only those of the first route that it met."""
+    path = request.url.path
+    methods = {method for method, route in RULES if compile_path(route)[0].match(path)}
+    return ", ".join(sorted(methods))
 
 
 def _on_fault(request: Request, error: Exception) -> Response:

@@ -3,17 +3,22 @@
 FastAPI would read and parse a declared body before it asks who calls.
 """
 
+import asyncio
 import re
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from app.api.dependencies import authorize_again
 from app.errors import Invalid, MalformedBody, TooLarge, UnsupportedMedia, fault
+from app.keys.principal import Principal
 
 # Of a key with all that it may carry: metadata of 16 KiB, and a thousand datasets.
 BODY_BYTES_MAX = 128 * 1024
+# From its headers to its end; a body of this size is one packet or a few.
+BODY_S_MAX = 30.0
 # A message of msgspec ends in the place of the fault: "... - at `$.limits.logs_per_minute`".
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -22,10 +27,19 @@ _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 T = TypeVar("T")
 
 
-async def read_json(request: Request, form: type[T], *, empty: bytes = b"") -> tuple[T, bytes]:
-    """Read the body as a `form` (a msgspec Struct); give it, and the bytes.
+class Asked(NamedTuple, Generic[T]):
+    """What a request says, the bytes of it, and who says it now that all of it is here."""
 
-    `empty` stands for an absent body. Raises MalformedBody, TooLarge, UnsupportedMedia, Invalid.
+    form: T
+    body: bytes
+    caller: Principal
+
+
+async def read_json(request: Request, form: type[T], *, empty: bytes = b"") -> Asked[T]:
+    """Read the body as a `form`, a msgspec Struct.
+
+    `empty` stands for an absent body. Raises MalformedBody, TooLarge, UnsupportedMedia, Invalid;
+    and whatever `authorize` raises for a key that has lost its rights while its body was awaited.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in {"", "application/json"}:
@@ -35,9 +49,10 @@ async def read_json(request: Request, form: type[T], *, empty: bytes = b"") -> t
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("Content-Encoding is not supported here", supported=["identity"])
     body = await _read(request) or empty
+    caller = await authorize_again(request)
     try:
         try:
-            return msgspec.json.decode(body, type=form), body
+            return Asked(msgspec.json.decode(body, type=form), body, caller)
         except msgspec.ValidationError as error:
             msgspec.json.decode(body)  # the first fault may not be the worst: is it JSON at all?
             raise Invalid([_fault(str(error))]) from None
@@ -61,10 +76,13 @@ def read_query(request: Request, form: type[T]) -> T:
 async def _read(request: Request) -> bytes:
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > BODY_BYTES_MAX:
-                raise TooLarge(f"Body too large: more than {BODY_BYTES_MAX} bytes")
+        async with asyncio.timeout(BODY_S_MAX):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_BYTES_MAX:
+                    raise TooLarge(f"Body too large: more than {BODY_BYTES_MAX} bytes")
+    except TimeoutError:
+        raise MalformedBody("Malformed body: it did not arrive in time") from None
     except ClientDisconnect:
         raise MalformedBody("Malformed body: it ends too early") from None
     return bytes(body)

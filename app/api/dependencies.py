@@ -36,6 +36,17 @@ async def authorize(request: Request, opened: Opened) -> None:
     access.check(rule, principal)
 
 
+async def authorize_again(request: Request) -> Principal:
+    """See whether the caller still may, after its body has come: that may have been held back.
+
+    A request that was begun with a key must give nothing once the key has been revoked.
+    """
+    opened = services(request)
+    principal = await opened.authenticator.authenticate(request.scope)
+    access.check(access.rule_of(request), principal)
+    return principal
+
+
 def caller(request: Request) -> Principal:
     """Return who calls, whom `authorize` has let pass."""
     principal: Principal = request.state.account.principal

@@ -11,11 +11,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.errors import Invalid
 from app.keys.models import LIMIT_NAMES
-from app.keys.registry import limit_faults
+from app.keys.registry import DUE_DAYS_MAX, limit_faults
+from app.keys.roles import ADMIN
 
-PAGE_KEYS = 100
-PAGE_KEYS_MAX = 1_000
-DUE_DAYS_MAX = 36_500
+PAGE_ITEMS = 100
+PAGE_ITEMS_MAX = 1_000
 
 Moment = Annotated[datetime, Meta(tz=True)]
 Limits = dict[str, int | None]
@@ -77,7 +77,7 @@ class KeyList(Struct, forbid_unknown_fields=True):
     client_id: str | None = None
     include_inactive: bool = False
     due: Annotated[int, Meta(ge=0, le=DUE_DAYS_MAX)] | None = None
-    limit: Annotated[int, Meta(ge=1, le=PAGE_KEYS_MAX)] = PAGE_KEYS
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS
     cursor: str | None = None
 
 
@@ -109,7 +109,7 @@ class ClientPatch(Struct, forbid_unknown_fields=True):
 class ClientList(Struct, forbid_unknown_fields=True):
     """The query of GET /api/v1/clients."""
 
-    limit: Annotated[int, Meta(ge=1, le=PAGE_KEYS_MAX)] = PAGE_KEYS
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS
     cursor: str | None = None
 
 
@@ -120,7 +120,7 @@ def columns(form: Struct) -> dict[str, Any]:
         for name in form.__struct_fields__
         if (value := getattr(form, name)) is not UNSET and name != "limits"
     }
-    check_built(form)
+    _check_built(form)
     for name in _NOT_BUILT:
         asked.pop(name, None)
     if "metadata" in asked:
@@ -135,21 +135,26 @@ def columns(form: Struct) -> dict[str, Any]:
     return asked | limits
 
 
-def check_built(form: Struct) -> None:
+def _check_built(form: Struct) -> None:
     """Refuse restrictions that this version would not keep to."""
     for name in _NOT_BUILT:
         if getattr(form, name, UNSET) not in (UNSET, None, False):  # lists
             raise Invalid.parameter(name, "is not supported by this version")
 
 
-def as_properties(form: KeyCreate) -> dict[str, Any]:
-    """Return the properties of a new key, as registry.KeyProperties names them."""
-    check_built(form)
+def as_properties(form: KeyCreate, client_id: str | None) -> dict[str, Any]:
+    """Return the properties of a new key, as registry.KeyProperties names them.
+
+    `client_id` is the client of whoever asks, for a form that names none.
+    """
+    _check_built(form)
     properties = {
         name: value
         for name, value in msgspec.structs.asdict(form).items()
         if name not in _NOT_BUILT
     }
+    if form.client_id is None:
+        properties["client_id"] = client_id
     if form.name is UNSET:
-        properties["name"] = form.client_id or "admin"
+        properties["name"] = properties["client_id"] or ADMIN
     return properties

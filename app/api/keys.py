@@ -25,11 +25,11 @@ from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
 from app.api.services import Services
 from app.api.throttle import limited
 from app.edge.ingest import idempotency_key
-from app.errors import Forbidden, Invalid, NotFound, StorageUnavailable
+from app.errors import Invalid, NotFound, StorageUnavailable
 from app.keys import lifecycle, registry
 from app.keys.lifecycle import GRACE_S_DEFAULT, KeyChange
 from app.keys.models import LIMIT_NAMES, ApiKey
-from app.keys.objects import iso_time, key_object, source_objects
+from app.keys.objects import UNKNOWN_USE, iso_time, key_object, source_objects
 from app.keys.principal import Principal
 from app.keys.registry import KeyFilter, Once
 from app.keys.roles import ADMIN
@@ -48,14 +48,11 @@ router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
     **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, status=201, body=KEY_CREATE),
 )
 @limited
-async def create(request: Request, response: Response, caller: Caller, opened: Opened) -> Any:
+async def create(request: Request, response: Response, opened: Opened) -> Any:
     """Make a key; its text, `key`, is in this reply and never again. A new client is made too."""
-    form, body = await read_json(request, KeyCreate)
-    _check_role(caller, form.role)
-    properties = as_properties(form)
-    if caller.client_id is not None:
-        properties["client_id"] = form.client_id or caller.client_id
-    elif form.client_id is None and form.role != "admin":
+    form, body, caller = await read_json(request, KeyCreate)
+    properties = as_properties(form, caller.client_id)
+    if caller.client_id is None and form.client_id is None and form.role != ADMIN:
         raise Invalid.parameter("client_id", "is required, but for role admin")
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
@@ -75,7 +72,7 @@ async def create(request: Request, response: Response, caller: Caller, opened: O
     )
     if new_text is None:
         response.headers["Idempotent-Replayed"] = "true"
-        return await _after(opened, made)
+        return await _shown(opened, made)
     return key_object(made, opened.rotation_policy) | {"key": new_text}
 
 
@@ -84,23 +81,20 @@ async def create(request: Request, response: Response, caller: Caller, opened: O
 async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
     """List keys, oldest first; `due` leaves those that end or are to be rotated in so many days."""
     query = read_query(request, KeyList)
-    if caller.client_id is not None and query.client_id not in {None, caller.client_id}:
-        raise NotFound
     due = None
     if query.due is not None:
         due = (opened.rotation_policy, datetime.now(UTC) + timedelta(days=query.due))
     wanted = KeyFilter(
-        client_id=caller.client_id or query.client_id,
+        client_id=query.client_id,
         include_inactive=query.include_inactive,
         due=due,
         after=None if query.cursor is None else _place(query.cursor),
         limit=query.limit + 1,
     )
-    keys = await asyncio.to_thread(registry.list_keys, opened.engine, wanted)
+    keys = await asyncio.to_thread(registry.list_keys, opened.engine, wanted, asker=caller)
     page, has_more = keys[: query.limit], len(keys) > query.limit
-    uses = await asyncio.to_thread(read_uses, opened.activity, [key.key_id for key in page])
     return {
-        "api_keys": [key_object(key, opened.rotation_policy, uses.get(key.key_id)) for key in page],
+        "api_keys": await _all_shown(opened, page),
         "next_cursor": _cursor(page[-1]) if has_more else None,
     }
 
@@ -113,7 +107,10 @@ async def verify_current(request: Request, caller: Caller, opened: Opened) -> di
     try:
         key = await asyncio.to_thread(registry.get_key, opened.engine, caller.id)
     except NotFound:  # a key of the settings, which has no row
-        return key_object(_from_settings(caller)) | {"created_at": None, "rotation_due_at": None}
+        return key_object(_from_settings(caller), opened.rotation_policy) | {
+            "created_at": None,
+            "rotation_due_at": None,
+        }
     return await _shown(opened, key)
 
 
@@ -134,29 +131,22 @@ async def show(
     **documented(API_KEY, *BODY_FAULTS, 403, 404, 409, body=KEY_PATCH),
 )
 @limited
-async def change(
-    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Set what is named and leave the rest; null stands for the default or for none."""
-    form, _ = await read_json(request, KeyPatch)
-    _check_role(caller, form.role)
+    form, _, caller = await read_json(request, KeyPatch)
     changes = columns(form)
     changed = await asyncio.to_thread(
         lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
     )
-    shown = await _after(opened, changed.key)
-    if form.is_active is not False:
-        return shown
-    return shown | await receipt(opened, changed.generation)
+    dropped = await receipt(opened, changed.generation) if form.is_active is False else {}
+    return await _shown(opened, changed.key) | dropped
 
 
 @router.delete("/{id_or_key_id}", summary="Delete a key", **documented(API_KEY, 403, 404, 422))
 @limited
-async def delete(
-    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Wipe a key for good; the reply tells when every worker had dropped it."""
-    await read_json(request, Nothing, empty=b"{}")
+    _, _, caller = await read_json(request, Nothing, empty=b"{}")
     return await _end(lifecycle.delete_key, id_or_key_id, caller, opened)
 
 
@@ -166,11 +156,9 @@ async def delete(
     **documented(API_KEY, *BODY_FAULTS, 403, 404),
 )
 @limited
-async def deactivate(
-    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def deactivate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key off; the reply tells when every worker had dropped it."""
-    await read_json(request, Nothing, empty=b"{}")
+    _, _, caller = await read_json(request, Nothing, empty=b"{}")
     return await _end(lifecycle.deactivate_key, id_or_key_id, caller, opened)
 
 
@@ -180,15 +168,13 @@ async def deactivate(
     **documented(API_KEY, *BODY_FAULTS, 403, 404, 409),
 )
 @limited
-async def activate(
-    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key on again; one whose time is over stays off."""
-    await read_json(request, Nothing, empty=b"{}")
+    _, _, caller = await read_json(request, Nothing, empty=b"{}")
     changed = await asyncio.to_thread(
         lifecycle.activate_key, opened.engine, id_or_key_id, asker=caller
     )
-    return await _after(opened, changed.key)
+    return await _shown(opened, changed.key)
 
 
 @router.post(
@@ -198,11 +184,9 @@ async def activate(
     **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, 409, status=201, body=KEY_ROTATE),
 )
 @limited
-async def rotate(
-    request: Request, id_or_key_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Make a key that takes over; the old one works until `grace_until`, never past its own end."""
-    form, _ = await read_json(request, KeyRotate, empty=b"{}")
+    form, _, caller = await read_json(request, KeyRotate, empty=b"{}")
     rotation = await asyncio.to_thread(
         lifecycle.rotate_key,
         opened.engine,
@@ -224,29 +208,29 @@ async def _end(
     end: Callable[..., KeyChange], id_or_key_id: str, caller: Principal, opened: Services
 ) -> dict[str, Any]:
     changed = await asyncio.to_thread(end, opened.engine, id_or_key_id, asker=caller)
-    return await _after(opened, changed.key) | await receipt(opened, changed.generation)
-
-
-async def _after(opened: Services, key: ApiKey) -> dict[str, Any]:
-    """Show a key that was changed, also where its use can't be read: the change is made."""
-    try:
-        return await _shown(opened, key)
-    except StorageUnavailable as error:
-        log.warning("the use of a key cannot be read", reason=error.reason)
-        return key_object(key, opened.rotation_policy) | {"sources": []}
+    dropped = await receipt(opened, changed.generation)
+    return await _shown(opened, changed.key) | dropped
 
 
 async def _shown(opened: Services, key: ApiKey) -> dict[str, Any]:
     """Show a key with its use, and where it is used from."""
-    uses = await asyncio.to_thread(read_uses, opened.activity, [key.key_id])
-    sources = await asyncio.to_thread(read_sources, opened.activity, key.key_id)
-    shown = key_object(key, opened.rotation_policy, uses.get(key.key_id))
+    (shown,) = await _all_shown(opened, [key])
+    try:
+        sources = await asyncio.to_thread(read_sources, opened.activity, key.key_id)
+    except StorageUnavailable:  # as told already
+        return shown | {"sources": None}
     return shown | {"sources": source_objects(sources)}
 
 
-def _check_role(caller: Principal, role: object) -> None:
-    if role == ADMIN and not caller.is_admin:
-        raise Forbidden("Admin key required")
+async def _all_shown(opened: Services, keys: list[ApiKey]) -> list[dict[str, Any]]:
+    """Show keys with their use; where that can't be read, without: a leak can't wait for it."""
+    policy = opened.rotation_policy
+    try:
+        uses = await asyncio.to_thread(read_uses, opened.activity, [key.key_id for key in keys])
+    except StorageUnavailable as error:
+        log.warning("the uses of keys cannot be read", reason=error.reason)
+        return [key_object(key, policy, UNKNOWN_USE) for key in keys]
+    return [key_object(key, policy, uses.get(key.key_id)) for key in keys]
 
 
 def _from_settings(caller: Principal) -> ApiKey:
@@ -272,9 +256,10 @@ def _from_settings(caller: Principal) -> ApiKey:
 
 
 def _once(request: Request, caller: Principal, body: bytes) -> Once | None:
-    value = request.headers.get("idempotency-key")
-    if value is None:
+    values = request.headers.getlist("idempotency-key")
+    if not values:
         return None
+    value = ", ".join(dict.fromkeys(values))  # as ingest reads a header that is repeated
     digest = blake2b(body, digest_size=16).digest()
     return Once(caller.client_id or PLATFORM, idempotency_key(value.encode("latin-1")), digest)
 
@@ -289,5 +274,5 @@ def _place(cursor: str) -> tuple[datetime, UUID]:
         at, _, last = urlsafe_b64decode(cursor).decode().partition(" ")
         moment = datetime.fromisoformat(at)
         return moment.astimezone(UTC), UUID(last)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Invalid.parameter("cursor", "is not a cursor of this list") from None

@@ -9,5 +9,7 @@ from app.api.services import Services
 
 async def receipt(opened: Services, generation: int) -> dict[str, Any]:
     """Wait until every worker has seen a change; give `effective_at`, `workers` and `ms`."""
-    dropped = await asyncio.to_thread(await_dropped, opened.engine, opened.activity, generation)
+    dropped = await asyncio.to_thread(
+        await_dropped, opened.engine, opened.activity, generation, is_served=True
+    )
     return dropped.as_object()

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from app.api.forms import (
-    PAGE_KEYS,
-    PAGE_KEYS_MAX,
+    PAGE_ITEMS,
+    PAGE_ITEMS_MAX,
     ClientCreate,
     ClientPatch,
     KeyCreate,
@@ -57,14 +57,14 @@ _KEY_PROPERTIES: JsonSchema = {
     "rotation_due_at": _MAYBE_TIME,
     "rotated_to": _MAYBE_TEXT,
     "rotated_from": _MAYBE_TEXT,
-    "total_requests": {"type": "integer"},
-    "avg_requests_per_day": {"type": "number"},
+    "total_requests": {"type": ["integer", "null"], "description": "null = not known now."},
+    "avg_requests_per_day": {"type": ["number", "null"]},
     "last_used_at": _MAYBE_TIME,
     "last_source_ip": _MAYBE_TEXT,
     "last_user_agent": _MAYBE_TEXT,
 }
 _SOURCES: JsonSchema = {
-    "type": "array",
+    "type": ["array", "null"],
     "description": "Where the key is used from, the latest first.",
     "items": {
         "type": "object",
@@ -81,7 +81,7 @@ _RECEIPT: JsonSchema = {
     "effective_at": _MAYBE_TIME
     | {"description": "When every worker had dropped the key; null if one did not say so in time."},
     "workers": {"type": "integer", "description": "How many of them confirmed."},
-    "ms": {"type": "number", "description": "From the commit to `effective_at`."},
+    "ms": {"type": "number", "description": "From the change to `effective_at`."},
     "unconfirmed": {"type": "integer"},
 }
 _CLIENT_PROPERTIES: JsonSchema = {
@@ -162,7 +162,7 @@ def _parameter(name: str, schema: JsonSchema, description: str) -> JsonSchema:
 _PAGING = [
     _parameter(
         "limit",
-        {"type": "integer", "minimum": 1, "maximum": PAGE_KEYS_MAX, "default": PAGE_KEYS},
+        {"type": "integer", "minimum": 1, "maximum": PAGE_ITEMS_MAX, "default": PAGE_ITEMS},
         "Of one page.",
     ),
     _parameter("cursor", _TEXT, "`next_cursor` of the page before."),

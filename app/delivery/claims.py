@@ -119,7 +119,7 @@ def _is_usable(session: Session, key: ApiKey | None) -> bool:
     """Say whether the key works now: any other is not worth showing."""
     if key is None or not key.is_active or key.verifier is None:
         return False
-    if key.ends_at is not None and key.ends_at <= utc_now():
+    if key.has_ended:
         return False
     if key.client_id is None:
         return True

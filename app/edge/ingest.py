@@ -112,7 +112,7 @@ class IngestEndpoint:
             )
             self._sightings.note(principal, address, headers.get(b"user-agent", b""))
             account = self._limiter.account(principal)
-            upload = self._admit(account, headers, scope["query_string"])
+            upload = self._admit(account, headers, scope)
             status, reply_headers, body = await self._store_upload(upload, receive, request_id)
         except ClientGone:
             return
@@ -129,9 +129,7 @@ class IngestEndpoint:
         metrics.count_request("ingest", status)
         await respond(send, status, reply_headers, lines, body)
 
-    def _admit(
-        self, account: Account, headers: dict[bytes, bytes], query_string: bytes
-    ) -> "_Upload":
+    def _admit(self, account: Account, headers: dict[bytes, bytes], scope: Any) -> "_Upload":
         """Check all that can be checked, and count the request, before anything of it is read."""
         if SCOPE not in account.principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
@@ -142,11 +140,12 @@ class IngestEndpoint:
         declared = declared_bytes(headers.get(b"content-length"), self._body_bytes_max)
         upload = _Upload(
             account,
-            self._client(account.principal, query_string),
+            self._client(account.principal, scope["query_string"]),
             content_type != JSON_TYPES[0] and _is_ndjson(content_type),
             encoding,
             idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
             Share(self._inflight),
+            scope,
         )
         # With an Idempotency-Key it may be a repeat, which costs nothing but a request.
         if upload.idempotency_key is None:
@@ -175,7 +174,7 @@ class IngestEndpoint:
         try:
             if upload.idempotency_key is not None:
                 return await self._store_once(upload, upload.idempotency_key, receive, request_id)
-            body = await self._read(upload, receive)
+            upload, body = await self._read(upload, receive)
             if not upload.is_ndjson and is_candidate(body, self._single_bytes_max):
                 reply = await self._store_single(upload, body)
                 if reply is not None:
@@ -188,11 +187,17 @@ class IngestEndpoint:
         finally:
             upload.share.give_back()
 
-    async def _read(self, upload: "_Upload", receive: Any) -> bytes:
+    async def _read(self, upload: "_Upload", receive: Any) -> tuple["_Upload", bytes]:
+        """Read the body, and see who the caller is by now: a body may be held back for long."""
         body = await read_body(receive, upload.share, self._body_bytes_max)
-        if not upload.encoding:
-            return body
-        return await expand(body, upload.encoding, upload.share, self._body_bytes_max)
+        if upload.encoding:
+            body = await expand(body, upload.encoding, upload.share, self._body_bytes_max)
+        principal = await self._authenticator.authenticate(upload.scope)
+        if principal is upload.account.principal:
+            return upload, body
+        if SCOPE not in principal.scopes:
+            raise Forbidden(f"Requires scope '{SCOPE}'")
+        return upload._replace(account=self._limiter.account(principal)), body
 
     async def _store_single(self, upload: "_Upload", body: bytes) -> bytes | None:
         """Store one plain log together with others; None if it has to be stored by itself."""
@@ -212,7 +217,7 @@ class IngestEndpoint:
         """Store under an Idempotency-Key, held from before the read, or repeat its outcome."""
         try:
             async with self._store.claim(upload.client_id, key) as stored:
-                body = await self._read(upload, receive)
+                upload, body = await self._read(upload, receive)
                 digest = blake2b(body, digest_size=16).digest()
                 if stored is None:
                     outcome, receipt = await self._commit(upload, body, digest)
@@ -297,6 +302,7 @@ class _Upload(NamedTuple):
     encoding: str
     idempotency_key: str | None
     share: Share
+    scope: Any
 
 
 def _is_ndjson(content_type: bytes) -> bool:

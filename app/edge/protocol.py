@@ -12,7 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.edge.ingest import PATH
-from app.edge.problem import Headers
+from app.edge.problem import CONTENT_TYPE, Headers, problem_body
+from app.edge.request_id import new_request_id
 from app.edge.response import response_bytes
 from app.edge.switch import Edge
 
@@ -98,6 +99,15 @@ class EdgeProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._held is not None:
             self._pass_on()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as any other fault, and close."""
+        request_id = new_request_id()
+        body = problem_body(400, msg, request_id, {})
+        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (request_id.encode(), len(body))
+        headers = (*self.server_state.default_headers, CONTENT_TYPE)
+        self.transport.write(response_bytes(400, headers, lines, body, keep_alive=False))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Hold back what may be taken whole."""

@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 from sqlmodel import col, select
 
-from app.errors import Conflict
+from app.errors import Conflict, Forbidden
 from app.keys.authority import check_reach
-from app.keys.database import reading, writing
+from app.keys.database import reading
 from app.keys.lifecycle import advance
 from app.keys.models import Client, utc_now
 from app.keys.principal import Principal
-from app.keys.registry import check_client, find_client
+from app.keys.registry import check_client, find_client, writing_for
+
+# What a client's own administrator may change.
+OWN = frozenset({"name", "contact_email"})
 
 
 class ClientChange(NamedTuple):
@@ -22,11 +25,17 @@ class ClientChange(NamedTuple):
     generation: int
 
 
-def create_client(engine: Engine, client_id: str, properties: Mapping[str, Any]) -> Client:
+def create_client(
+    engine: Engine,
+    client_id: str,
+    properties: Mapping[str, Any],
+    *,
+    asker: Principal | None = None,
+) -> Client:
     """Make a client with these columns; Invalid names each bad one, Conflict if it is there."""
     client = Client(client_id=client_id, **{"name": client_id, **properties})
     check_client(client)
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
         if session.get(Client, client_id) is not None:
             raise Conflict("The client exists already")
         session.add(client)
@@ -58,9 +67,14 @@ def list_clients(
 def update_client(
     engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
 ) -> ClientChange:
-    """Set columns of a client; while it is inactive none of its keys works."""
+    """Set columns of a client; while it is inactive none of its keys works.
+
+    Its own administrator may change OWN alone; Forbidden for the rest.
+    """
     check_reach(asker, client_id)
-    with writing(engine) as session:
+    if asker is not None and not asker.is_admin and not changes.keys() <= OWN:
+        raise Forbidden("Admin key required")
+    with writing_for(engine, asker) as session:
         client = find_client(session, client_id)
         for name, value in changes.items():
             setattr(client, name, value)

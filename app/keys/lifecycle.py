@@ -6,6 +6,7 @@ everywhere: see app/activity/presence.py.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -13,11 +14,10 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col
 
 from app.errors import Conflict, Invalid
-from app.keys.authority import check_reach, check_within, shorten
-from app.keys.database import writing
+from app.keys.authority import POWERS, check_reach, check_role, check_within, shorten
 from app.keys.models import LIMIT_NAMES, ApiKey, Generation, utc_now
 from app.keys.principal import Principal
-from app.keys.registry import IMPORTED, check_key, find_key, give_token
+from app.keys.registry import IMPORTED, check_key, find_key, give_token, writing_for
 from app.keys.verifier import Peppers
 
 # Long enough to change a workflow by hand on the next working day.
@@ -52,16 +52,18 @@ def update_key(
     engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
 ) -> KeyChange:
     """Set columns of a key; Invalid names each bad one, Forbidden what is beyond the asker."""
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
         key = _find(session, id_or_key_id, asker)
-        is_off = not key.is_active
+        check_role(asker, changes.get("role"))
         for name, value in changes.items():
             setattr(key, name, value)
         check_key(key, changed=changes)
-        if key.is_active or changes.keys() != {"is_active"}:  # taking away needs no more than reach
-            check_within(asker, key)
-        if is_off and key.is_active:
-            _check_revivable(key)
+        if changes.get("is_active"):
+            # Whoever holds the key gets it all back; taking away needs no more than reach.
+            check_within(asker, key, POWERS)
+            if key.has_ended:
+                raise Conflict("The key has expired")
+        check_within(asker, key, changes)
         return KeyChange(key, advance(session))
 
 
@@ -82,12 +84,12 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     """
     if not 0 <= grace_s <= GRACE_S_MAX:
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
         old = _find(session, id_or_key_id, asker)
         now = utc_now()
         if old.rotated_to is not None:
             raise Conflict("The key has been rotated already")
-        if not old.is_active or (old.ends_at is not None and old.ends_at <= now):
+        if not old.is_active or old.has_ended:
             raise Conflict("The key is inactive or has expired")
         key = ApiKey(
             key_id="",
@@ -98,9 +100,12 @@ def rotate_key(  # noqa: PLR0913  # see create_key
             rotated_from=old.id,
         )
         if old.expires_at is not None:
-            key.expires_at = now + (old.expires_at - old.created_at)
-        shorten(asker, key)
-        check_within(asker, key)
+            key.expires_at = old.expires_at
+            with suppress(OverflowError):  # an end in the year 9999 stands for none, and stays
+                key.expires_at = now + (old.expires_at - old.created_at)
+        if asker is not None and not asker.is_admin:
+            shorten(asker, key)
+        check_within(asker, key, POWERS)
         text = give_token(key, _prefix(old), peppers, key_hasher)
         session.add(key)
         session.flush()  # so that the old one can name it
@@ -113,25 +118,17 @@ def deactivate_key(
     engine: Engine, id_or_key_id: str, *, asker: Principal | None = None
 ) -> KeyChange:
     """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
-    with writing(engine) as session:
-        key = _find(session, id_or_key_id, asker)
-        key.is_active = False
-        return KeyChange(key, advance(session))
+    return update_key(engine, id_or_key_id, {"is_active": False}, asker=asker)
 
 
 def activate_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
     """Switch a key on again; Conflict for one whose time is over, which no switch brings back."""
-    with writing(engine) as session:
-        key = _find(session, id_or_key_id, asker)
-        check_within(asker, key)
-        _check_revivable(key)
-        key.is_active = True
-        return KeyChange(key, advance(session))
+    return update_key(engine, id_or_key_id, {"is_active": True}, asker=asker)
 
 
 def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
     """Wipe a key's verifier for good; the row stays, for the audit alone."""
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
         key = _find(session, id_or_key_id, asker)
         key.is_active = False
         key.verifier = key.lookup_tag = None
@@ -157,11 +154,6 @@ def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKe
     key = find_key(session, id_or_key_id)
     check_reach(asker, key.client_id)
     return key
-
-
-def _check_revivable(key: ApiKey) -> None:
-    if key.ends_at is not None and key.ends_at <= utc_now():
-        raise Conflict("The key has expired")
 
 
 def _prefix(key: ApiKey) -> str | None:

@@ -135,6 +135,11 @@ class ApiKey(SQLModel, table=True):
         """Give the end of its life, by its own date or by the grace of a rotation."""
         return min((end for end in (self.expires_at, self.grace_until) if end), default=None)
 
+    @property
+    def has_ended(self) -> bool:
+        """Say whether its life is over."""
+        return self.ends_at is not None and self.ends_at <= utc_now()
+
 
 class CreatedOnce(SQLModel, table=True):
     """What an Idempotency-Key made: a repeat gets the same API key's object, and no second key.

@@ -13,8 +13,8 @@ _DAY_S = 86_400
 class RotationPolicy(NamedTuple):
     """After how many days a key is due for rotation, by environment; 0 = never."""
 
-    live_days: int = 90
-    test_days: int = 30
+    live_days: int
+    test_days: int
 
     def due_at(self, key: ApiKey) -> datetime | None:
         """Say when a key is due; one that has been rotated already never is."""
@@ -23,18 +23,18 @@ class RotationPolicy(NamedTuple):
             return None
         return key.created_at + timedelta(days=days)
 
-    def is_due(self, key: ApiKey, days: float) -> bool:
-        """Say whether a key ends, or is due, within so many days, or has and was."""
-        ends = [end for end in (key.ends_at, self.due_at(key)) if end is not None]
-        # In days, since a huge number of them has no date.
-        return any((end - utc_now()) / timedelta(days=1) <= days for end in ends)
+
+class _Unknown:
+    """Stands for a use that can't be read."""
+
+
+UNKNOWN_USE = _Unknown()
 
 
 def key_object(
-    key: ApiKey, policy: RotationPolicy | None = None, use: KeyUse | None = None
+    key: ApiKey, policy: RotationPolicy, use: KeyUse | _Unknown | None = None
 ) -> dict[str, Any]:
-    """Show a key; without `use` it counts as never used."""
-    due_at = (policy or RotationPolicy()).due_at(key)
+    """Show a key; without `use` it was never used."""
     return {
         "id": str(key.id),
         "key_id": key.key_id,
@@ -58,7 +58,7 @@ def key_object(
         "created_by": key.created_by,
         "expires_at": iso_time(key.expires_at),
         "grace_until": iso_time(key.grace_until),
-        "rotation_due_at": iso_time(due_at),
+        "rotation_due_at": iso_time(policy.due_at(key)),
         "rotated_to": None if key.rotated_to is None else str(key.rotated_to),
         "rotated_from": None if key.rotated_from is None else str(key.rotated_from),
         **_use(use),
@@ -106,11 +106,12 @@ def _limits(owner: ApiKey | Client) -> dict[str, int | None]:
     return {name: getattr(owner, name) for name in LIMIT_NAMES}
 
 
-def _use(use: KeyUse | None) -> dict[str, Any]:
-    if use is None:
+def _use(use: KeyUse | _Unknown | None) -> dict[str, Any]:
+    if use is None or isinstance(use, _Unknown):
+        is_known = use is None
         return {
-            "total_requests": 0,
-            "avg_requests_per_day": 0.0,
+            "total_requests": 0 if is_known else None,
+            "avg_requests_per_day": 0.0 if is_known else None,
             "last_used_at": None,
             "last_source_ip": None,
             "last_user_agent": None,

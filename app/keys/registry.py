@@ -5,16 +5,17 @@ Public functions own their transaction; those that take a session are steps of a
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Required, TypedDict, Unpack
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Engine, delete
 from sqlmodel import Session, col, select
 
-from app.errors import Invalid, NotFound, fault
-from app.keys.authority import check_reach, check_within, narrow
+from app.errors import Invalid, InvalidKey, NotFound, fault
+from app.keys.authority import check_reach, check_role, check_within, narrow
 from app.keys.database import reading, writing
 from app.keys.models import LIMIT_NAMES, ApiKey, Client, CreatedOnce, utc_now
 from app.keys.objects import RotationPolicy
@@ -34,9 +35,11 @@ ENVIRONMENTS = {"live": PREFIX_LIVE, "test": PREFIX_TEST}
 NAME_LENGTH_MAX = 255
 # Shown in every list of keys: room for labels, not for documents.
 METADATA_BYTES_MAX = 16 * 1024
+METADATA_DEPTH_MAX = 20
 DESCRIPTION_LENGTH_MAX = 4_096
 DATASETS_MAX = 1_000
 EMAIL_LENGTH_MAX = 254
+DUE_DAYS_MAX = 36_500
 RETENTION_DAYS_MAX = 36_500
 
 # What stands for the text of a key that was made elsewhere, of which nothing may be shown.
@@ -104,7 +107,7 @@ def create_key(
     asks to make it, and Forbidden for what is beyond the asker.
     """
     key, text = new_key(peppers, key_hasher, asker=asker, **properties)
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
         _add_key(session, key, create_client=create_client)
     return key, text
 
@@ -120,8 +123,14 @@ def create_key_once(  # noqa: PLR0913 (as create_key)
     **properties: Unpack[KeyProperties],
 ) -> tuple[ApiKey, str | None]:
     """Make a key as `create_key` does, or find what the same request made: then without a text."""
+    # First of all: what was fine then need not be now, an expiry in the near future for one.
+    with reading(engine) as session:
+        made = _made_before(session, once)
+    if made is not None:
+        return made, None
     key, text = new_key(peppers, key_hasher, asker=asker, **properties)
-    with writing(engine) as session:
+    with writing_for(engine, asker) as session:
+        _forget_old(session)
         made = _made_before(session, once)
         if made is not None:
             return made, None
@@ -141,6 +150,7 @@ def new_key(
     """Make the row of a key and its text, without storing anything."""
     client_id = properties["client_id"]
     check_reach(asker, client_id)
+    check_role(asker, properties.get("role"))
     prefix = properties.get("prefix")
     limits = properties.get("limits") or {}
     scopes = properties.get("scopes")
@@ -164,7 +174,7 @@ def new_key(
         raise Invalid(errors)
     for name, limit in limits.items():
         setattr(key, name, limit)
-    narrow(asker, key)
+    narrow(asker, key, is_role_asked=properties.get("role") is not None)
     check_within(asker, key)
     return key, give_token(key, prefix, peppers, key_hasher)
 
@@ -179,6 +189,21 @@ def give_token(key: ApiKey, prefix: str | None, peppers: Peppers, key_hasher: st
     return token.text
 
 
+@contextmanager
+def writing_for(engine: Engine, asker: Principal | None) -> Iterator[Session]:
+    """Write for a key that still is what it was when it asked; InvalidKey if it has ended since.
+
+    In the same transaction, so that nothing is given by a key whose end was committed before.
+    """
+    with writing(engine) as session:
+        row = None if asker is None else session.get(ApiKey, UUID(asker.id))
+        if row is not None:  # a key of the settings has none
+            client = None if row.client_id is None else find_client(session, row.client_id)
+            if not row.is_active or row.has_ended or (client and not client.is_active):
+                raise InvalidKey
+        yield session
+
+
 def _add_key(session: Session, key: ApiKey, *, create_client: bool) -> None:
     if key.client_id is not None:
         if create_client:
@@ -188,13 +213,15 @@ def _add_key(session: Session, key: ApiKey, *, create_client: bool) -> None:
     session.add(key)
 
 
+def _forget_old(session: Session) -> None:
+    forgotten = utc_now() - ONCE_WINDOW
+    session.execute(delete(CreatedOnce).where(col(CreatedOnce.created_at) < forgotten))
+
+
 def _made_before(session: Session, once: Once) -> ApiKey | None:
     """Find what the same request made; Invalid if another one used its Idempotency-Key."""
-    session.execute(
-        delete(CreatedOnce).where(col(CreatedOnce.created_at) < utc_now() - ONCE_WINDOW)
-    )
     made = session.get(CreatedOnce, (once.owner, once.idempotency_key))
-    if made is None:
+    if made is None or made.created_at < utc_now() - ONCE_WINDOW:
         return None
     if made.digest != once.digest:
         detail = "was used with another body"
@@ -219,8 +246,13 @@ class KeyFilter(NamedTuple):
 ACTIVE = KeyFilter()
 
 
-def list_keys(engine: Engine, wanted: KeyFilter = ACTIVE) -> list[ApiKey]:
-    """List keys, oldest first."""
+def list_keys(
+    engine: Engine, wanted: KeyFilter = ACTIVE, *, asker: Principal | None = None
+) -> list[ApiKey]:
+    """List keys, oldest first; of a client's own key only its client's."""
+    if asker is not None and asker.client_id is not None:
+        wanted = wanted._replace(client_id=wanted.client_id or asker.client_id)
+        check_reach(asker, wanted.client_id)
     conditions: list[Any] = [col(ApiKey.deleted_at).is_(None)]
     if wanted.client_id is not None:
         conditions.append(col(ApiKey.client_id) == wanted.client_id)
@@ -413,7 +445,25 @@ def _datasets_fault(datasets: list[str] | None) -> str | None:
     return f"{_SLUG_DETAIL}: {bad[0]!r}" if bad else None
 
 
+def _depth(value: Any) -> int:
+    """Count the levels of a JSON value, as far as one beyond what is allowed."""
+    level, depth = [value], 0
+    while level and depth <= METADATA_DEPTH_MAX:
+        depth += 1
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        level = inner
+    return depth
+
+
 def _metadata_fault(metadata: dict[str, Any]) -> str | None:
+    # Encoders give up at a depth that depends on who calls them: after the row is stored, perhaps.
+    if _depth(metadata) > METADATA_DEPTH_MAX:
+        return f"must be nested at most {METADATA_DEPTH_MAX} deep"
     try:
         size = len(json.dumps(metadata))
     except (TypeError, ValueError):
@@ -426,6 +476,10 @@ def _expiry_fault(expires_at: datetime | None) -> str | None:
         return None
     if expires_at.tzinfo is None:
         return "must have a time zone"
+    try:
+        expires_at.astimezone(UTC)
+    except OverflowError:
+        return "must be a time before the year 10000 in UTC"
     return None if expires_at > utc_now() else "must be in the future"
 
 

@@ -138,7 +138,14 @@ def test_a_revocation_is_confirmed(control: Engine, activity: Engine) -> None:
             assert (await keyring.resolve(text)).key_id == key.key_id
         before = utc_now()
         generation = deactivate_key(control, key.key_id).generation
-        receipt = await asyncio.to_thread(await_dropped, control, activity, generation, DEADLINE_S)
+        receipt = await asyncio.to_thread(
+            await_dropped,
+            control,
+            activity,
+            generation,
+            is_served=True,
+            timeout_s=DEADLINE_S,
+        )
         assert receipt.effective_at is not None
         assert before < receipt.effective_at <= utc_now() + timedelta(milliseconds=1)
         assert (receipt.workers, receipt.unconfirmed) == (2, 0)
@@ -229,7 +236,7 @@ def test_a_worker_that_does_not_confirm(control: Engine, activity: Engine) -> No
     generation = change(control)
     enlist(activity, generation - 1)
     enlist(activity, generation)
-    receipt = await_dropped(control, activity, generation, timeout_s=0.05)
+    receipt = await_dropped(control, activity, generation, is_served=False, timeout_s=0.05)
     assert receipt.ms >= 50
     assert receipt.as_object() == {
         "effective_at": None,
@@ -243,7 +250,7 @@ def test_without_workers(control: Engine, activity: Engine) -> None:
     """Where nobody accepts keys a change is in force at once; the dead are not waited for."""
     generation = change(control)
     enlist(activity, generation - 1, seen_s_ago=LIVE_S + 0.1)
-    receipt = await_dropped(control, activity, generation)
+    receipt = await_dropped(control, activity, generation, is_served=False)
     assert receipt.effective_at is not None
     assert receipt.as_object() == {
         "effective_at": iso_time(receipt.effective_at),
@@ -251,6 +258,16 @@ def test_without_workers(control: Engine, activity: Engine) -> None:
         "ms": receipt.ms,
         "unconfirmed": 0,
     }
+
+
+def test_an_empty_list_proves_nothing_where_there_are_workers(
+    control: Engine, activity: Engine
+) -> None:
+    """While a server runs, workers that can't be seen are not taken for absent ones."""
+    generation = change(control)
+    enlist(activity, generation, seen_s_ago=LIVE_S + 0.1)
+    receipt = await_dropped(control, activity, generation, is_served=True, timeout_s=0.05)
+    assert (receipt.effective_at, receipt.workers, receipt.unconfirmed) == (None, 0, 1)
 
 
 def test_the_dead_are_forgotten(control: Engine, activity: Engine) -> None:
@@ -268,7 +285,7 @@ def test_the_dead_are_forgotten(control: Engine, activity: Engine) -> None:
 def test_a_generation_to_come(control: Engine, activity: Engine) -> None:
     """Who waits before the commit is told of the mistake."""
     with pytest.raises(ValueError, match="after its commit"):
-        await_dropped(control, activity, change(control) + 1)
+        await_dropped(control, activity, change(control) + 1, is_served=False)
 
 
 def test_a_broken_list(control: Engine, tmp_path: Path) -> None:
@@ -277,7 +294,10 @@ def test_a_broken_list(control: Engine, tmp_path: Path) -> None:
     broken = create_engine(f"sqlite:///{tmp_path}/activity.db", module=sqlite3)
 
     async def revoke() -> None:
-        receipt = await asyncio.to_thread(await_dropped, control, broken, change(control))
+        generation = change(control)
+        receipt = await asyncio.to_thread(
+            await_dropped, control, broken, generation, is_served=True
+        )
         assert (receipt.effective_at, receipt.workers, receipt.unconfirmed) == (None, 0, 1)
 
     with keyring_on(control) as keyring:

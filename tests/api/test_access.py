@@ -82,18 +82,17 @@ def test_every_route_without_a_key(service: Service, method: str, path: str) -> 
     target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
     response = service.request(method, target, content=b"{")
     if RULES[method, path] == PUBLIC:
-        assert response.status_code != 401
+        assert response.status_code not in {401, 403, 500}
     else:
         problem(response, 401, "API key required")
 
 
-@pytest.mark.parametrize(("method", "path"), RULES)
+@pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_a_key_that_fails_is_401_everywhere(service: Service, method: str, path: str) -> None:
     """An unknown key is refused with one text on every route that asks for one."""
     target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
     response = service.request(method, target, "nobody's", content=b"{")
-    if RULES[method, path] != PUBLIC:
-        problem(response, 401, "Invalid API key")
+    problem(response, 401, "Invalid API key")
 
 
 def test_a_route_that_was_forgotten_answers_nobody(

@@ -79,7 +79,7 @@ def test_an_owner_sees_to_its_own(service: Service, admin: str, client_id: str) 
     assert (changed.json()["name"], changed.json()["contact_email"]) == ("New", "a@b.example")
     refused: list[Json] = [
         {"is_active": False},
-        {"limits": {}},
+        {"limits": {"logs_per_minute": 0}},
         {"retention_days": 1},
         {"metadata": {}},
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import urlsafe_b64encode
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -163,6 +164,7 @@ def test_201_an_idempotency_key_is_its_clients_own(
         ({"limits": {"logs_per_minute": 1 << 63}}, "limits.logs_per_minute"),
         ({"metadata": []}, "metadata"),
         ({"metadata": {"a": "x" * 20_000}}, "metadata"),
+        ({"metadata": {"a": json.loads("[" * 20 + "]" * 20)}}, "metadata"),
         ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": "2099-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "soon"}, "expires_at"),
@@ -203,6 +205,40 @@ def test_a_bad_body(
         sent = {"content-type": "application/json"} | headers
         response = service.request(method, path, owner, content=content, headers=sent)
         problem(response, 404 if path.startswith(CLIENTS) else status)
+
+
+def test_201_repeated_after_its_key_has_ended(service: Service, owner: str) -> None:
+    """A repeat gets the first reply also when the same request would be refused by now."""
+    name = {"idempotency-key": "ended"}
+    body = {"name": "short", "expires_at": later(1 / 86_400)}
+    first = ask(service, "POST", KEYS, owner, body, **name).json()
+    eventually(lambda: works(service, first["key"]), lambda working: not working)
+    again = ask(service, "POST", KEYS, owner, body, **name)
+    assert (again.status_code, again.json()["id"]) == (201, first["id"])
+
+
+def test_201_what_is_left_open_is_narrowed(service: Service, client_id: str) -> None:
+    """Without a role a key gets of the usual scopes those that its maker has."""
+    asker = service.key(client_id, role="owner", scopes=["keys:manage", "logs:read"], name="few")
+    assert make(service, asker)["scopes"] == ["logs:read"]
+    none = service.key(client_id, role="owner", scopes=["keys:manage"], name="none")
+    assert ask(service, "POST", KEYS, none, {}).status_code == 403
+
+
+def test_the_end_of_time(service: Service, client_id: str) -> None:
+    """An expiry at the end of the calendar is taken or refused, and rotated, without a fault."""
+    asker = service.key(
+        client_id, role="owner", expires_at=datetime.max.replace(tzinfo=UTC), name="for ever"
+    )
+    beyond = {"expires_at": "9999-12-31T23:59:59-14:00"}
+    problem(ask(service, "POST", KEYS, asker, beyond), 422)
+    made = make(service, asker, expires_at="9999-12-31T23:59:59Z")
+    assert make(service, asker)["expires_at"].startswith("9999-12-31")
+    rotated = ask(service, "POST", f"{KEYS}/{made['id']}/rotate", asker)
+    assert rotated.json()["expires_at"].startswith("9999-12-31")
+    for place in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        cursor = urlsafe_b64encode(f"{place} {made['id']}".encode()).decode()
+        problem(ask(service, "GET", f"{KEYS}?cursor={cursor}", asker), 422)
 
 
 # What a key may give.
@@ -252,11 +288,28 @@ def test_403_a_wider_key_is_not_handed_out(service: Service, client_id: str, own
     wide = make(service, owner, role="client")
     path = f"{KEYS}/{wide['id']}"
     assert ask(service, "POST", f"{path}/rotate", asker).status_code == 403
-    assert ask(service, "PATCH", path, asker, {"name": "mine"}).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"scopes": None}).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"name": "renamed"}).status_code == 200
     assert ask(service, "POST", f"{path}/deactivate", asker).status_code == 200
     assert ask(service, "POST", f"{path}/activate", asker).status_code == 403
     assert ask(service, "PATCH", path, asker, {"is_active": True}).status_code == 403
     assert ask(service, "POST", f"{path}/activate", owner).status_code == 200
+
+
+def test_a_platform_key_that_expires_serves_keys_that_do_not(
+    service: Service, client_id: str
+) -> None:
+    """A platform key that ends changes, rotates and revives a client's key as it is."""
+    soon = datetime.now(UTC) + timedelta(days=2)
+    passing = service.key(None, name="automation", expires_at=soon)
+    key_id = service.key(client_id).rpartition("_")[2][:12]
+    path = f"{KEYS}/{key_id}"
+    assert ask(service, "PATCH", path, passing, {"name": "renamed"}).status_code == 200
+    assert ask(service, "POST", f"{path}/deactivate", passing).status_code == 200
+    assert ask(service, "POST", f"{path}/activate", passing).status_code == 200
+    assert ask(service, "PATCH", path, passing, {"expires_at": None}).status_code == 403
+    assert ask(service, "POST", f"{path}/rotate", passing).json()["expires_at"] is None
+    assert make(service, passing, client_id=client_id)["expires_at"] is not None
 
 
 def test_404_what_is_another_clients(service: Service, owner: str, client_id: str) -> None:
@@ -451,7 +504,10 @@ def test_off_although_uses_cannot_be_read(tmp_path: Path) -> None:
         key_id = service.get(CURRENT, key).json()["key_id"]
         with closing(sqlite3.connect(tmp_path / "activity.db", isolation_level=None)) as broken:
             broken.execute("DROP TABLE key_uses")
-        problem(ask(service, "GET", f"{KEYS}/{key_id}", admin), 503, "Storage unavailable")
+        shown = ask(service, "GET", f"{KEYS}/{key_id}", admin).json()
+        assert (shown["total_requests"], shown["sources"]) == (None, [])
+        listed = ask(service, "GET", KEYS, admin).json()["api_keys"]
+        assert [key["total_requests"] for key in listed] == [None] * len(listed)
         reply = ask(service, "POST", f"{KEYS}/{key_id}/deactivate", admin)
         assert reply.status_code == 200
         assert reply.json()["is_active"] is False

@@ -258,7 +258,9 @@ def test_a_bad_file_changes_nothing_and_is_told_once(
             if text is None:
                 followed.path.unlink()
             else:
-                followed.path.write_text(text)
+                draft = followed.path.with_name("draft")
+                draft.write_text(text)
+                draft.replace(followed.path)  # as a whole: half of it is a fault of its own
             return lambda: len(said()) >= count
 
         return step

@@ -12,7 +12,7 @@ from app.errors import Invalid, NotFound
 from app.keys.database import reading, writing
 from app.keys.lifecycle import deactivate_key
 from app.keys.models import utc_now
-from app.keys.objects import iso_time, key_object
+from app.keys.objects import RotationPolicy, iso_time, key_object
 from app.keys.registry import (
     KeyFilter,
     add_client,
@@ -168,7 +168,7 @@ def test_a_shown_key_holds_no_secret(engine: Engine, peppers: Peppers) -> None:
     """The JSON object has every property of a key, and nothing to guess it by."""
     expires_at = utc_now() + timedelta(days=1)
     key, token = _make(engine, peppers, expires_at=expires_at, limits={"logs_per_minute": 7})
-    shown = key_object(get_key(engine, key.key_id))
+    shown = key_object(get_key(engine, key.key_id), RotationPolicy(90, 30))
     assert token[-49:] not in json.dumps(shown)
     assert not {"verifier", "lookup_tag", "key"} & set(shown)
     assert shown["limits"] == {
