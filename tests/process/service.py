@@ -83,6 +83,18 @@ def writer_in(server: Server) -> list[psutil.Process]:
     return [one for one in server.tree() if "app.storage.sqlite.writer" in _command(one)]
 
 
+def the_writer_in(server: Server) -> psutil.Process:
+    """Give the one writer process; of two that start at one time, one leaves at once."""
+    found: list[psutil.Process] = []
+
+    def is_alone() -> bool:
+        found[:] = writer_in(server)
+        return len(found) == 1
+
+    wait_until(is_alone, "one writer")
+    return found[0]
+
+
 def workers_in(server: Server) -> list[psutil.Process]:
     """Give the HTTP workers of a server that has several."""
     return [one for one in server.tree() if any("spawn_main" in word for word in _command(one))]

@@ -16,9 +16,9 @@ from tests.process.service import (
     check_stored,
     is_up,
     kill_all,
+    the_writer_in,
     wait_until,
     workers_in,
-    writer_in,
 )
 
 CLIENT = "acme"
@@ -51,7 +51,7 @@ def test_kill_9_of_the_writer(tmp_path: Path, workers: int) -> None:
             for _ in range(3):
                 load.wait_for_more(300)
                 refused = len(load.refusals)
-                [writer] = writer_in(server)
+                writer = the_writer_in(server)
                 writer.kill()
                 wait_until(partial(_more, load.refusals, refused), "a refusal")
                 load.wait_for_more(300)

@@ -10,7 +10,13 @@ import psutil  # type: ignore[import-untyped]  # no stubs among the dependencies
 import pytest
 
 from loadtests.server import HOST, Server, make_key, start_product
-from tests.process.service import Load, check_stored, stored_logs, wait_until, writer_in
+from tests.process.service import (
+    Load,
+    check_stored,
+    stored_logs,
+    the_writer_in,
+    wait_until,
+)
 
 CLIENT = "acme"
 STOP_S_MAX = 10.0
@@ -94,7 +100,7 @@ def test_sigterm_while_the_writer_is_stopped(tmp_path: Path) -> None:
         load = Load(server.port, key, "load")
         with load.running(senders=2):
             load.wait_for_more(50)
-            [writer] = writer_in(server)
+            writer = the_writer_in(server)
             writer.suspend()
             try:
                 code, seconds = _terminate(server)
