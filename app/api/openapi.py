@@ -7,9 +7,11 @@ from fastapi.openapi.utils import get_openapi
 
 from app import __version__
 from app.api.schemas import SCHEMAS
-from app.edge.ingest import IDEMPOTENCY_KEY_LENGTH_MAX, MEDIA_TYPES, PATH
-from app.logs.query import DEFAULT_LIMIT, FILTERS, MAX_LIMIT
+from app.edge.headers import IDEMPOTENCY_KEY_LENGTH_MAX
+from app.edge.ingest import MEDIA_TYPES, PATH
+from app.logs.query import DEFAULT_LIMIT, MAX_LIMIT
 from app.logs.rows import SLUG
+from app.logs.selection import FILTERS
 
 JsonSchema = dict[str, Any]
 

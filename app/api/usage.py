@@ -9,7 +9,8 @@ from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.openapi import USAGE, documented
 from app.errors import Invalid
 from app.logs.batch import USAGE_COUNTERS
-from app.logs.query import MINUTES, USAGE_GROUPS, UsageQuery, UsageRow, parse_bound
+from app.logs.query import MINUTES, USAGE_GROUPS, UsageQuery, UsageRow
+from app.logs.selection import parse_bound
 from app.logs.timestamp import US_PER_MINUTE, BadTime, format_instant
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])

@@ -28,6 +28,7 @@ from app.logs.batch import (
 )
 from app.logs.identity import ARRIVAL_BITS, ArrivalClock, Position, format_id, received_us
 from app.logs.query import MINUTES, PAGE_BYTES_MAX, LogQuery, Page, UsageQuery, UsageRow
+from app.logs.search import parse_exactly
 from app.logs.store import ClaimHeld
 from app.logs.timestamp import format_instant
 
@@ -184,13 +185,17 @@ def _asked(query: LogQuery, log: Log) -> bool:
     place = log.place
     if query.log_id not in {None, place}:
         return False
-    instant = place[:2]
-    if query.start is not None and instant < query.start:
-        return False
-    if query.end is not None and instant >= query.end:
-        return False
+    instant, duration = place[:2], log.row[4]
     after = query.after
-    if after is not None and not (place < after if query.order == "desc" else place > after):
+    if not (
+        (query.start is None or query.start <= instant)
+        and (query.end is None or instant < query.end)
+        and (after is None or (place < after if query.order == "desc" else place > after))
+    ):
+        return False
+    if query.min_duration_ms is not None and (
+        duration is None or float(duration) < query.min_duration_ms
+    ):
         return False
     dataset, environment, status, level, workflow = log.series
     values = {
@@ -201,7 +206,9 @@ def _asked(query: LogQuery, log: Log) -> bool:
         "workflow": workflow,
         "run_id": log.row[3],
     }
-    return all(values[name] in accepted for name, accepted in query.filters.items())
+    if not all(values[name] in accepted for name, accepted in query.filters.items()):
+        return False
+    return query.matches_content(parse_exactly(_render(query.client_id, log)))
 
 
 def _render(client_id: str, log: Log) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.errors import LoggerError
-from app.logs.query import FILTERS
+from app.logs.selection import FILTERS
 from tests.support import LOGS, USAGE, Json, Service, problem
 
 PUBLIC = {"/health/live", "/health/ready", "/docs", "/redoc", "/openapi.json", "/claim/{token}"}

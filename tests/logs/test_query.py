@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from app.errors import Invalid
 from app.logs.identity import Position, format_id
-from app.logs.query import FILTERS, Cursors, LogQuery, parse_bound, parse_log_query
+from app.logs.query import Cursors, LogQuery, parse_log_query
+from app.logs.selection import FILTERS, parse_bound
 from app.logs.timestamp import MAX_US, MIN_US, US_PER_S, BadTime
 
 CURSORS = Cursors(b"the secret of this test")

@@ -8,7 +8,7 @@ from typing import Any
 from app.logs.batch import Batch
 from app.logs.decode import DecodeLimits, decode_json
 from app.logs.identity import ArrivalClock, parse_id, received_us
-from app.logs.query import PAGE_BYTES_MAX, LogQuery
+from app.logs.query import PAGE_BYTES_MAX, LogQuery, Order
 from app.logs.rows import build_rows
 from app.logs.store import LogStore
 from loadtests.records import Record, expected
@@ -16,6 +16,20 @@ from loadtests.records import Record, expected
 NOON = "2026-06-01T12:00:00Z"
 RECORD_BYTES_MAX = 4 * 1024**2
 LIMITS = DecodeLimits(RECORD_BYTES_MAX, 10_000)
+ORDERS: tuple[Order, ...] = ("asc", "desc")
+# Few instants, so that logs of many days share them; the second and third differ by ns alone.
+INSTANTS = (
+    "2026-06-01T12:00:00Z",
+    "2026-06-01T12:00:00.000000001Z",
+    "2026-06-01T12:00:00.000000999Z",
+    "2026-06-01T12:00:00.000001Z",
+    "2026-06-02T00:00:00Z",
+    "1969-12-31T23:59:59.999999999Z",
+    "1970-01-01T00:00:00Z",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999999Z",
+)
+DAYS = (20_000, 20_001, 20_002, 20_007)
 
 
 def record(**fields: Any) -> Record:

@@ -8,18 +8,21 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.errors import StorageUnavailable
 from app.logs.batch import Batch, Idempotency, Receipt, StoredOutcome
 from app.logs.identity import format_id, parse_id, received_us
-from app.logs.query import FILTERS, PAGE_BYTES_MAX, LogQuery, Order, UsageQuery, UsageRow
+from app.logs.query import PAGE_BYTES_MAX, LogQuery, Order, UsageQuery, UsageRow
 from app.logs.store import ClaimHeld, LogStore
 from app.logs.timestamp import MAX_US, MIN_US, format_instant, parse_instant
 from loadtests.records import Record, expected, same
 from tests.storage.batches import (
+    DAYS,
+    INSTANTS,
     NOON,
+    ORDERS,
     append,
     assert_same_logs,
     make_batch,
@@ -358,21 +361,6 @@ async def test_a_cancelled_claim_is_free_again(store: LogStore) -> None:
 
 # --- pages ---------------------------------------------------------------------------------------
 
-ORDERS: tuple[Order, ...] = ("asc", "desc")
-# Few instants, so that logs of many days share them; the second and third differ by ns alone.
-INSTANTS = (
-    "2026-06-01T12:00:00Z",
-    "2026-06-01T12:00:00.000000001Z",
-    "2026-06-01T12:00:00.000000999Z",
-    "2026-06-01T12:00:00.000001Z",
-    "2026-06-02T00:00:00Z",
-    "1969-12-31T23:59:59.999999999Z",
-    "1970-01-01T00:00:00Z",
-    "0001-01-01T00:00:00Z",
-    "9999-12-31T23:59:59.999999999Z",
-)
-DAYS = (20_000, 20_001, 20_002, 20_007)
-
 
 async def _fill(store: LogStore, client: str, random: Random, count: int) -> list[str]:
     """Append logs of few instants on several days in any order; give their ids in order."""
@@ -492,140 +480,6 @@ async def test_nothing_stored_is_an_empty_page(store: LogStore) -> None:
     assert await read_page(store, LogQuery("nobody")) == ([], None)
     await append(store, "acme", record())
     assert await read_page(store, LogQuery("nobody")) == ([], None)
-
-
-# --- filters -------------------------------------------------------------------------------------
-
-VALUES: dict[str, tuple[str | None, ...]] = {
-    "environment": ("production", "dev", "it's", "nul\x00a"),
-    "status": ("SUCCESS", "FAILED", "%", "nul\x00b"),
-    "level": (None, "INFO", "null", ""),
-    "workflow": (None, "sync", 'a "b"', "nul\x00c", "nul\x00d"),
-    "dataset": ("default", "orders"),
-    "run_id": (None, "r1", "r2", "", "nul\x00e", "1"),
-}
-
-
-def _present(name: str) -> list[str]:
-    return [value for value in VALUES[name] if value is not None]
-
-
-some_records = st.lists(
-    st.tuples(
-        st.sampled_from(DAYS),
-        st.fixed_dictionaries(
-            {"executed_at": st.sampled_from(INSTANTS)}
-            | {name: st.sampled_from(values) for name, values in VALUES.items()}
-        ),
-    ),
-    max_size=25,
-)
-some_filters = st.dictionaries(
-    st.sampled_from(FILTERS),
-    st.just(()),
-    max_size=3,
-).flatmap(
-    lambda chosen: st.fixed_dictionaries(
-        {
-            name: st.lists(
-                st.sampled_from([*_present(name), "absent"]),
-                min_size=1,
-                max_size=3,
-            ).map(tuple)
-            for name in chosen
-        }
-    )
-)
-a_bound = st.none() | st.sampled_from(INSTANTS).map(parse_instant)
-# Written out since it is what a filter means, in as few words as there are.
-Sent = list[tuple[int, Record]]
-
-
-def _matching(sent: Sent, query: LogQuery) -> list[Record]:
-    return [
-        one
-        for _, one in sent
-        if (query.start is None or parse_instant(one["executed_at"]) >= query.start)
-        and (query.end is None or parse_instant(one["executed_at"]) < query.end)
-        and all(one[name] in accepted for name, accepted in query.filters.items())
-    ]
-
-
-async def _check_filters(store: LogStore, client: str, sent: Sent, query: LogQuery) -> None:
-    for day, one in sent:
-        await append(store, client, one, day=day)
-    logs = await read_all(store, replace(query, client_id=client))
-    matching = _matching(sent, query)
-    assert_same_logs(logs, matching)
-    instants = [parse_instant(log["executed_at"]) for log in logs]
-    assert instants == sorted(instants, reverse=query.order == "desc")
-
-
-@pytest.fixture
-def hypothesis_clients() -> list[str]:
-    """Name a client of its own for every example, so that one store serves them all."""
-    return [f"client-{number}" for number in range(10_000)]
-
-
-def test_filters_do_what_they_say(backend: Backend, hypothesis_clients: list[str]) -> None:
-    """Each filter, alone and with others, selects what a plain comparison does, in order."""
-    with asyncio.Runner() as runner:
-        store = runner.run(backend.open())
-
-        @settings(
-            max_examples=120,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=[HealthCheck.too_slow],
-        )
-        @given(
-            sent=some_records,
-            filters=some_filters,
-            start=a_bound,
-            end=a_bound,
-            order=st.sampled_from(ORDERS),
-            limit=st.sampled_from([1, 2, 5, 100]),
-        )
-        def check(
-            sent: list[tuple[int, dict[str, Any]]],
-            filters: dict[str, tuple[str, ...]],
-            start: tuple[int, int] | None,
-            end: tuple[int, int] | None,
-            order: Order,
-            limit: int,
-        ) -> None:
-            whole = [(day, record(**fields)) for day, fields in sent]
-            query = LogQuery("", start, end, filters, order, limit)
-            runner.run(_check_filters(store, hypothesis_clients.pop(), whole, query))
-
-        check()
-        runner.run(store.aclose())
-
-
-async def test_each_filter_alone(store: LogStore) -> None:
-    """A filter gives the logs that have the value, for every value, and none for another."""
-    for name, values in VALUES.items():
-        sent = [record(**{name: value, "message": str(n)}) for n, value in enumerate(values * 2)]
-        for day, one in enumerate(sent):
-            await append(store, name, one, day=20_000 + day % 3)
-        for value in _present(name):
-            logs = await read_all(store, LogQuery(name, filters={name: (value,)}))
-            assert_same_logs(logs, [one for one in sent if one[name] == value])
-            assert len(logs) == 2
-        assert await read_all(store, LogQuery(name, filters={name: ("absent",)})) == []
-        assert await read_all(store, LogQuery(name, filters={name: ()})) == []
-
-
-async def test_bounds_are_half_open_to_the_nanosecond(store: LogStore) -> None:
-    """`start` is within the range, `end` is not."""
-    for at in INSTANTS:
-        await append(store, "acme", record(executed_at=at))
-    ordered = sorted(map(parse_instant, INSTANTS))
-    for low in range(len(ordered)):
-        for high in range(low, len(ordered)):
-            query = LogQuery("acme", ordered[low], ordered[high], order="asc")
-            logs = await read_all(store, query)
-            assert [parse_instant(log["executed_at"]) for log in logs] == ordered[low:high]
 
 
 # --- isolation -----------------------------------------------------------------------------------

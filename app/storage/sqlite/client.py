@@ -6,11 +6,10 @@ told that it is.
 """
 
 import asyncio
-import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from app.errors import StorageUnavailable
 from app.logs.batch import Batch, Receipt, StoredOutcome
 from app.logs.identity import ArrivalClock
 from app.logs.store import ClaimHeld
+from app.storage.sqlite.schema import HOME
 from app.storage.sqlite.wire import (
     SOCKET_NAME,
     Answer,
@@ -34,6 +34,7 @@ from app.storage.sqlite.wire import (
     Release,
     Welcome,
     frame,
+    short_path,
 )
 
 ANSWER_S_MAX = 10.0
@@ -42,11 +43,7 @@ RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 # What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
 # their senders come back: without a bound each would leave its batch here once more.
 BACKLOG_BYTES_MAX = 64 * 1024**2
-SOCKET_PATH_BYTES_MAX = 100  # the system's own limit is 104 or 108
 
-# Where the package `app` is. The writer starts there, since `python -m` looks for a package in the
-# working directory first, and what is called `app` in that of the server may be anything.
-_HOME = Path(__file__).resolve().parents[3]
 _PLAIN = Receipt()
 
 log = structlog.get_logger(__name__)
@@ -184,7 +181,7 @@ class WriterClient:
         while True:
             self._lost.clear()
             try:
-                with _short_path(self._directory) as directory:
+                with short_path(self._directory) as directory:
                     await loop.create_unix_connection(
                         lambda: _Link(self), str(directory / SOCKET_NAME)
                     )
@@ -205,7 +202,7 @@ class WriterClient:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
-                cwd=_HOME,
+                cwd=HOME,
                 start_new_session=True,
             )
         except OSError as error:  # no memory or no process left now: there may be soon
@@ -247,18 +244,3 @@ class _Link(FrameProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._client.disconnected()
-
-
-@contextmanager
-def _short_path(directory: Path) -> Iterator[Path]:
-    """Name a directory so briefly that a Unix socket in it can be reached."""
-    paths = (directory, Path(os.path.relpath(directory)))
-    short = min(paths, key=lambda path: len(os.fsencode(path)))
-    if len(os.fsencode(short / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX:
-        yield short
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        yield Path(f"/proc/self/fd/{descriptor}")  # where there is none, connecting fails
-    finally:
-        os.close(descriptor)

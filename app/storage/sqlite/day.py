@@ -1,7 +1,8 @@
 """Writing one day file: batches in, receipts out, everything of a group in one transaction."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ from app.logs.batch import (
 )
 from app.logs.identity import format_id
 from app.sqlite import sqlite3
+from app.storage.sqlite.block import BLOCK_BITS
 from app.storage.sqlite.schema import (
     CACHE_TO_ASK,
     CACHE_TO_WRITE,
+    CLIENT_SHIFT,
     COLUMNS,
     PRAGMAS,
     SCHEMA_VERSION,
     create_day,
     insert_sql,
 )
+from app.storage.sqlite.wire import Seal
 
 IDEMPOTENCY_WINDOW_US = 24 * 3600 * 1_000_000
 # Beyond this many a names cache starts anew: it only saves look-ups. A series of longer texts
@@ -40,14 +44,32 @@ NAMES_LENGTH_MAX = 512
 # Rows in one INSERT. Larger statements gain nothing and cost the statement cache.
 CHUNK_ROWS = 100
 
-_SELECT_BY_EXTERNAL_ID = """
-    SELECT external_id, us, seq FROM logs
-    WHERE client = ? AND external_id IN (SELECT value FROM json_each(?))"""
+# Pages given back to the system at a time, where so many are free and so large a part of the file.
+VACUUM_PAGES = 64
+FREE_PAGES_MAX = 1024
+FREE_PART_MAX = 0.1
+
+_SELECT_BY_EXTERNAL_ID = " UNION ALL ".join(
+    f"""SELECT external_id, us, seq FROM {table}
+    WHERE client = :client AND external_id IN (SELECT value FROM json_each(:asked))"""
+    for table in ("logs", "sealed")
+)
 _UPSERT_USAGE = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
         logs = logs + excluded.logs, bytes = bytes + excluded.bytes,
         rejected = rejected + excluded.rejected, denied = denied + excluded.denied"""
+
+
+_ADD_HOUR = """
+    INSERT INTO hours VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET logs = logs + excluded.logs,
+        durations = durations + excluded.durations, duration_ms = duration_ms + excluded.duration_ms
+"""
+
+
+class _GoneError(Exception):
+    """A log that was to be sealed is not there any more."""
 
 
 class DayFile:
@@ -64,7 +86,10 @@ class DayFile:
             self._db.execute(pragma)
         self._clients: dict[str, int] = {}
         self._series: dict[tuple[int, Series], int] = {}
-        found = self._db.execute("SELECT 1 FROM logs WHERE external_id IS NOT NULL LIMIT 1")
+        found = self._db.execute(
+            """SELECT 1 FROM logs WHERE external_id IS NOT NULL
+            UNION ALL SELECT 1 FROM sealed WHERE external_id IS NOT NULL LIMIT 1"""
+        )
         self._has_external_ids = found.fetchone() is not None
         self._written = False
 
@@ -87,12 +112,30 @@ class DayFile:
 
         Raises sqlite3.Error; then nothing of the group is stored.
         """
+        with self._transaction():
+            return self._store(batches)
+
+    def seal(self, seal: Seal) -> bool:
+        """Replace logs by blocks of them; False, and nothing is done, if one has gone meanwhile.
+
+        Raises sqlite3.Error; then nothing is done either.
+        """
+        try:
+            with self._transaction():
+                self._seal(seal)
+        except _GoneError:
+            return False
+        self._give_back()
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         if not self._written:
             self._db.execute(CACHE_TO_WRITE)
             self._written = True
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            receipts = self._store(batches)
+            yield
             self._db.execute("COMMIT")
         except BaseException:
             self._clients.clear()  # the ids given in this transaction go with it
@@ -100,7 +143,40 @@ class DayFile:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        return receipts
+
+    def _seal(self, seal: Seal) -> None:
+        client, first = seal.client, seal.client << CLIENT_SHIFT
+        found = self._db.execute(
+            "SELECT max(id) FROM blocks WHERE id BETWEEN ? AND ?",
+            (first, first | (1 << CLIENT_SHIFT) - 1),
+        ).fetchone()
+        number = 0 if found[0] is None else found[0] - first + 1
+        before = self._db.total_changes
+        self._db.executemany(
+            "DELETE FROM logs WHERE client = ? AND us = ? AND seq = ?",
+            [(client, head[0], head[1]) for block in seal.blocks for head in block.heads],
+        )
+        if self._db.total_changes - before != sum(len(block.heads) for block in seal.blocks):
+            raise _GoneError
+        for at, block in enumerate(seal.blocks, number):
+            heads, id_ = block.heads, first | at
+            self._db.executemany(
+                "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(client, *head, at << BLOCK_BITS | line) for line, head in enumerate(heads)],
+            )
+            self._db.execute("INSERT INTO blocks VALUES (?, ?)", (id_, block.logs))
+            self._db.execute(
+                "INSERT INTO words VALUES (?, ?, ?, ?)",
+                (id_, heads[0][0], heads[-1][0], block.words),
+            )
+        self._db.executemany(_ADD_HOUR, [(client, *hour) for hour in seal.hours])
+
+    def _give_back(self) -> None:
+        """Give the system some of the pages that are free, if they are many."""
+        free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
+        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        if free > max(FREE_PAGES_MAX, FREE_PART_MAX * pages):
+            self._db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
 
     def _store(self, batches: Sequence[Batch]) -> list[Receipt]:
         receipts = []
@@ -175,7 +251,8 @@ class DayFile:
         client = self._client_if_known(client_id)
         if client is None:
             return []
-        found = self._db.execute(_SELECT_BY_EXTERNAL_ID, (client, asked)).fetchall()
+        values = {"client": client, "asked": asked}
+        found = self._db.execute(_SELECT_BY_EXTERNAL_ID, values).fetchall()
         return [(external_id, format_id(us, self.day, seq)) for external_id, us, seq in found]
 
     def find_outcome(self, client_id: str, key: str) -> StoredOutcome | None:

@@ -14,6 +14,10 @@ from pathlib import Path
 
 from app.sqlite import sqlite3
 
+# Where the package `app` is. Processes start there, since `python -m` looks for a package in the
+# working directory first, and what is called `app` in that of the server may be anything.
+HOME = Path(__file__).resolve().parents[3]
+
 PAGE_BYTES = 8192
 # Of up to nine open files, most are only asked for ids.
 CACHE_TO_ASK = "PRAGMA cache_size = -2048"
@@ -33,7 +37,7 @@ PRAGMAS = (
 
 # Times are us since 1970. `seq` holds the ns beyond, the us of arrival and the writer's slot
 # (app/logs/identity.py). `error` and `metadata` are JSON texts.
-CREATE_STATEMENTS = (
+CREATE_STATEMENTS: tuple[str, ...] = (
     "CREATE TABLE clients (id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE)",
     """CREATE TABLE series (
         id INTEGER PRIMARY KEY, client INTEGER NOT NULL, dataset TEXT NOT NULL,
@@ -55,8 +59,30 @@ CREATE_STATEMENTS = (
         client INTEGER NOT NULL, key TEXT NOT NULL, created_us INTEGER NOT NULL,
         digest BLOB NOT NULL, outcome BLOB NOT NULL, duplicates INTEGER NOT NULL,
         duplicate_id TEXT, PRIMARY KEY (client, key)) WITHOUT ROWID""",
+    # What is left of a log in `logs` once it is sealed. `run` is run_hash of its run_id, `place`
+    # the number of its block with its own in it: block << BLOCK_BITS | line.
+    """CREATE TABLE sealed (
+        client INTEGER NOT NULL, us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        series INTEGER NOT NULL, duration_ms, run INTEGER, external_id TEXT,
+        place INTEGER NOT NULL, PRIMARY KEY (client, us, seq)) WITHOUT ROWID""",
+    """CREATE UNIQUE INDEX sealed_external_ids ON sealed (client, external_id)
+        WHERE external_id IS NOT NULL""",
+    # The blocks of a client are neighbours: id = client << 32 | number. The words stand apart,
+    # since a search reads all of them and few of the logs.
+    "CREATE TABLE blocks (id INTEGER PRIMARY KEY, logs BLOB NOT NULL)",
+    """CREATE TABLE words (
+        id INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
+        words BLOB NOT NULL)""",
+    # Sealed logs summed by the hour of executed_at (since 1970) and series.
+    """CREATE TABLE hours (
+        client INTEGER NOT NULL, hour INTEGER NOT NULL, series INTEGER NOT NULL,
+        logs INTEGER NOT NULL, durations INTEGER NOT NULL, duration_ms REAL NOT NULL,
+        PRIMARY KEY (client, hour, series)) WITHOUT ROWID""",
 )
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What version 1 lacked.
+_ADDED_IN_2 = CREATE_STATEMENTS[-5:]
+CLIENT_SHIFT = 32
 
 COLUMNS = (
     "client",
@@ -108,6 +134,8 @@ def create_day(path: Path) -> None:
         # With a rollback journal a COMMIT that returns is in the file itself. A log of writes
         # would be folded in by close(), which does not say that the disk was full.
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        # Sealing frees what the logs took before, some of it at the end of the file.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("BEGIN")
         for statement in (*CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
             connection.execute(statement)
@@ -119,3 +147,17 @@ def create_day(path: Path) -> None:
         os.fsync(directory)  # else the name may not outlive a power cut that the logs do
     finally:
         os.close(directory)
+
+
+def upgrade_day(path: Path) -> None:
+    """Bring a file of an earlier version up to date; raises sqlite3.Error if it can't be."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in (*_ADDED_IN_2, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
+            connection.execute(statement)
+    finally:
+        connection.close()

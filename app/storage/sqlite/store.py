@@ -42,6 +42,7 @@ class SqliteLogStore:
         query_s_max: float = QUERY_S_MAX,
     ) -> None:
         self.clock = ArrivalClock()
+        self._directory = directory
         self._writer = WriterClient(directory, dedup_window_days, self.clock, answer_s_max)
         self._reader = SqliteReader(directory)
         self._query_s_max = query_s_max

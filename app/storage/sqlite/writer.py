@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -30,7 +31,7 @@ from app.logs.batch import Batch, Receipt, StoredOutcome
 from app.logs.identity import SLOT_MASK
 from app.sqlite import sqlite3
 from app.storage.sqlite.day import DayFile
-from app.storage.sqlite.schema import day_path, list_days
+from app.storage.sqlite.schema import HOME, day_path, list_days, upgrade_day
 from app.storage.sqlite.wire import (
     SOCKET_NAME,
     Answer,
@@ -44,6 +45,8 @@ from app.storage.sqlite.wire import (
     Question,
     Receipted,
     Release,
+    Seal,
+    Sealer,
     Welcome,
     frame,
 )
@@ -53,6 +56,7 @@ LOCK_NAME = "writer.lock"
 IDLE_S_MAX = 0.1
 START_S_MAX = 10.0
 ALREADY_RUNNING = 3
+SEALER_PAUSE_S = 1.0
 # Faults of what a batch holds, not of the disk below.
 _BATCH_FAULTS = (
     sqlite3.IntegrityError,
@@ -70,6 +74,8 @@ class DayFiles:
         self._directory = directory
         self._window = dedup_window_days
         self._days = set(list_days(directory))  # nobody else makes or removes any
+        for path in list_days(directory).values():
+            upgrade_day(path)
         self._open: dict[int, DayFile] = {}
 
     def get(self, day: int) -> DayFile:
@@ -140,6 +146,10 @@ class Connection(FrameProtocol):
             self._writer.claim(self, question)
         elif isinstance(question, Release):
             self._writer.release(self, (question.client_id, question.key))
+        elif isinstance(question, Seal):
+            self._writer.seal(self, question)
+        elif isinstance(question, Sealer):
+            self._writer.admit_sealer(self)
         else:
             self._writer.ping(self, question)
 
@@ -156,6 +166,7 @@ class Writer:
         self._next_slot = int.from_bytes(os.urandom(2), "big")
         self._broken = False
         self._idle: asyncio.TimerHandle | None = None
+        self.used = asyncio.Event()
         self.finished = asyncio.Event()
         self._wait_for_workers(START_S_MAX)
 
@@ -164,6 +175,7 @@ class Writer:
         if self._idle is not None:
             self._idle.cancel()
         self._connections.add(connection)
+        self.used.set()
         self._next_slot = (self._next_slot + 1) & SLOT_MASK
         return self._next_slot
 
@@ -176,6 +188,13 @@ class Writer:
         self._claims = {key: one for key, one in self._claims.items() if one is not connection}
         if not self._connections:
             self._wait_for_workers(IDLE_S_MAX)
+
+    def admit_sealer(self, connection: Connection) -> None:
+        """Count a connection no longer as a worker's: for the sealer alone there is no need to be.
+
+        It is started by the first worker's welcome, so that there has been one.
+        """
+        self.farewell(connection)
 
     def _wait_for_workers(self, seconds: float) -> None:
         self._idle = asyncio.get_running_loop().call_later(seconds, self.finished.set)
@@ -211,6 +230,16 @@ class Writer:
                 return
             self._broken = False
         connection.send(Done([ping.number]))
+
+    def seal(self, connection: Connection, seal: Seal) -> None:
+        """Replace logs by sealed blocks of them."""
+        try:
+            sealed = self._files.get(seal.day).seal(seal)
+        except (sqlite3.Error, OSError) as error:
+            self._files.drop()  # as in _commit_day
+            connection.send(Failed(seal.number, repr(error)))
+            return
+        connection.send(Done([seal.number]) if sealed else Failed(seal.number, "logs have gone"))
 
     def append(self, connection: Connection, append: Append) -> None:
         """Put a batch into the next group."""
@@ -294,9 +323,25 @@ async def _serve(directory: Path, dedup_window_days: int) -> None:
     server = await asyncio.get_running_loop().create_unix_server(
         lambda: Connection(writer), SOCKET_NAME
     )
+    sealing = asyncio.create_task(_keep_sealing(directory, writer.used))
     await writer.finished.wait()
+    sealing.cancel()
     server.close()
     files.drop()
+
+
+async def _keep_sealing(directory: Path, used: asyncio.Event) -> None:
+    """Have a sealer at work; one that can't start, or dies, is followed by another."""
+    await used.wait()
+    command = (sys.executable, "-m", "app.storage.sqlite.sealer", str(directory))
+    while True:
+        # Before the first one too: nothing is lost by it, and a start has better things to do.
+        await asyncio.sleep(SEALER_PAUSE_S)
+        with suppress(OSError):  # no memory or no process left now: there may be soon
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, cwd=HOME
+            )
+            await process.wait()
 
 
 def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

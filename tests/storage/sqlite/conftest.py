@@ -13,6 +13,7 @@ from app.errors import StorageUnavailable
 from app.storage.sqlite.store import SqliteLogStore
 
 RECOVERY_S_MAX = 20.0
+WRITER = "app.storage.sqlite.writer"
 
 
 def writers_of(directory: Path) -> list[psutil.Process]:
@@ -20,7 +21,7 @@ def writers_of(directory: Path) -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if str(directory.resolve()) in child.cmdline():
+            if {str(directory.resolve()), WRITER} <= set(child.cmdline()):
                 found.append(child)
     return found
 

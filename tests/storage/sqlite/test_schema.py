@@ -10,7 +10,10 @@ from app.sqlite import sqlite3
 from app.storage.sqlite.schema import PRAGMAS, SCHEMA_VERSION, create_day, day_path, list_days
 from loadtests.server import ROOT
 
-TABLES = {"clients", "series", "logs", "usage", "idempotency"}
+TABLES = {
+    *("clients", "series", "logs", "usage", "idempotency"),
+    *("sealed", "blocks", "words", "hours"),
+}
 
 # Makes a day file where no file may grow beyond so many bytes, as on a disk that is full.
 CREATE_WITHIN = """

@@ -1,0 +1,135 @@
+"""Full text: what a word is, how a question is read, and what it matches. Pure.
+
+A word is a run of letters, marks, digits and underscores, in any script, compared without case
+(Unicode's compatibility forms, NFKC, case-folded). A phrase is words that follow each other in one
+value. Searched are a log's message and the values, not the names, within its error and metadata.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+from unicodedata import category, normalize
+
+TERMS_MAX = 32
+QUESTION_LENGTH_MAX = 1024
+
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+# A term is a phrase in quotes or what has no space in it; a sign before it negates.
+_TERM = re.compile(r'\s*(?:(-?)"([^"]*)"|(-?)([^\s"]+))')
+
+
+class BadSearch(ValueError):
+    """Says in its text what a question must be."""
+
+
+def fold(text: str) -> str:
+    """Make texts that differ in case or form alone equal."""
+    if text.isascii():
+        return text.lower()
+    return normalize("NFKC", normalize("NFKC", text).casefold())
+
+
+def words(text: str) -> list[str]:
+    """Cut a text into its words, folded."""
+    folded = fold(text)
+    return (_ASCII_WORD if folded.isascii() else _unicode_word()).findall(folded)
+
+
+@cache
+def _unicode_word() -> re.Pattern[str]:
+    r"""Make the pattern of a word: `\w` alone would cut हिन्दी at each of its vowel signs."""
+    marks = "".join(chr(n) for n in range(sys.maxunicode + 1) if category(chr(n)) in {"Mn", "Mc"})
+    return re.compile(rf"\w+(?:[{marks}]+\w*)*")
+
+
+class Term(NamedTuple):
+    """Words that must follow each other in one value; or, negated, must not."""
+
+    words: tuple[str, ...]
+    negated: bool = False
+
+    def is_in(self, values: list[list[str]]) -> bool:
+        """Say whether one of the values, as words, holds all of them in a row."""
+        first, length = self.words[0], len(self.words)
+        if length == 1:
+            return any(first in value for value in values)
+        wanted = list(self.words)
+        return any(
+            value[at : at + length] == wanted
+            for value in values
+            for at, word in enumerate(value)
+            if word == first
+        )
+
+
+class Search(NamedTuple):
+    """All of these terms must hold."""
+
+    terms: tuple[Term, ...]
+
+    def matches(self, texts: Iterable[str]) -> bool:
+        """Say whether a log with these texts in its searched values is meant."""
+        values = [words(text) for text in texts]
+        return all(term.is_in(values) is not term.negated for term in self.terms)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The words without which no log matches."""
+        return frozenset(word for term in self.terms if not term.negated for word in term.words)
+
+
+def parse_search(question: str) -> Search:
+    """Read `word "a phrase" -not -"this one"`; raise BadSearch for what asks for nothing.
+
+    Signs inside a term part it into words that must stand in a row: `disk-full` is a phrase.
+    """
+    if len(question) > QUESTION_LENGTH_MAX:
+        raise BadSearch(f"must be at most {QUESTION_LENGTH_MAX} characters")
+    terms = []
+    at, end = 0, len(question.rstrip())
+    while at < end:
+        found = _TERM.match(question, at)
+        if found is None:
+            raise BadSearch("has a quote that is not closed")
+        at = found.end()
+        sign, text = (found[1], found[2]) if found[4] is None else (found[3], found[4])
+        if folded := words(text):
+            terms.append(Term(tuple(folded), sign == "-"))
+    if not terms:
+        raise BadSearch("must hold a word")
+    if len(terms) > TERMS_MAX:
+        raise BadSearch(f"must hold at most {TERMS_MAX} words and phrases")
+    return Search(tuple(terms))
+
+
+def parse_exactly(text: str | bytes) -> Any:
+    """Parse JSON with its numbers as the texts that they were sent as."""
+    return json.loads(text, parse_int=str, parse_float=str)
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Yield the texts in what `parse_exactly` gave: all values, at any depth, but null."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict):
+            left.extend(one.values())
+        elif isinstance(one, list):
+            left.extend(one)
+        elif one is not None:
+            yield _SCALARS[one]
+
+
+def scalar_text(value: Any) -> str | None:
+    """Give the text that a filter of metadata is compared with; None for objects and lists."""
+    if isinstance(value, str):
+        return value
+    return None if isinstance(value, dict | list) else _SCALARS[value]
+
+
+_SCALARS = {True: "true", False: "false", None: "null"}

@@ -1,0 +1,136 @@
+"""The sealer process: makes blocks of logs, beside the writer that it sends them to.
+
+    python -m app.storage.sqlite.sealer DIRECTORY
+
+The writer starts it and it ends with the writer. It only reads, at a low priority: what it has not
+come to yet is read as it was written. Dying at any moment it leaves nothing half done.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from app.sqlite import sqlite3
+from app.storage.sqlite.schema import day_path, list_days
+from app.storage.sqlite.sealing import WAITING_LOGS, build_seals, find_full
+from app.storage.sqlite.wire import (
+    LENGTH_BYTES,
+    SOCKET_NAME,
+    Answer,
+    Done,
+    Seal,
+    Sealer,
+    frame,
+    short_path,
+)
+
+NICENESS = 10
+PAUSE_S = 1.0
+# Of the time, to look for work where there is none.
+LOOKING_PART_MAX = 0.02
+# How often days that are over are looked at again, for what came late.
+PAST_EVERY_S = 3600.0
+
+_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+class WriterGone(Exception):
+    """The writer has closed the connection."""
+
+
+class WriterLink:
+    """A connection to the writer of a directory, asked one thing at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            with short_path(directory) as path:
+                self._socket.connect(str(path / SOCKET_NAME))
+            self._socket.sendall(frame(Sealer()))
+            self._receive()  # its welcome
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def seal(self, seal: Seal) -> bool:
+        """Say whether the writer did it; raise WriterGone."""
+        self._socket.sendall(frame(seal))
+        return isinstance(self._receive(), Done)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; raise WriterGone as soon as it is."""
+        if select.select([self._socket], [], [], seconds)[0]:
+            raise WriterGone
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def _receive(self) -> Answer:
+        length = int.from_bytes(self._read(LENGTH_BYTES), "little")
+        return _decoder.decode(self._read(length))
+
+    def _read(self, size: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            part = self._socket.recv(size - len(received))
+            if not part:
+                raise WriterGone
+            received += part
+        return received
+
+
+def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> None:
+    """Seal all logs of the clients of a day of which so many wait."""
+    path = day_path(directory, day).absolute()
+    db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        for client in find_full(db, waiting_logs):
+            for seal in build_seals(db, day, client):
+                started = time.monotonic()
+                if not link.seal(seal):
+                    break  # logs have gone, or the disk is full: another time
+                link.wait(time.monotonic() - started)  # half of the writer's time at most
+    finally:
+        db.close()
+
+
+def _run(directory: Path, link: WriterLink) -> None:
+    past_at = 0.0
+    past_until = 0
+    while True:
+        started = time.monotonic()
+        today = int(time.time() // 86_400)
+        is_past_due = today > past_until or started >= past_at
+        for day in sorted(list_days(directory)):
+            if day >= today:
+                seal_day(directory, day, WAITING_LOGS, link)
+            elif is_past_due:
+                seal_day(directory, day, 1, link)
+        if is_past_due:
+            past_at, past_until = started + PAST_EVERY_S, today
+        link.wait(max(PAUSE_S, (time.monotonic() - started) / LOOKING_PART_MAX))
+
+
+def main() -> int:
+    """Run until the writer has gone."""
+    directory = Path(sys.argv[1]).resolve()
+    os.umask(0o077)
+    os.nice(NICENESS)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # as the writer, with which it ends
+    try:
+        _run(directory, WriterLink(directory))
+    except (WriterGone, ConnectionError):
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
