@@ -117,8 +117,8 @@ def _settings(**overrides: Any) -> Settings:
 def _check_start(settings: Settings) -> None:
     """Refuse in one line here what would else be refused by each worker."""
     from app.keys.bootstrap import open_secrets  # noqa: PLC0415  # as in migrate
-    from app.keys.configured import KeysFile  # noqa: PLC0415
     from app.keys.database import StartRefused  # noqa: PLC0415
+    from app.keys.keys_file import KeysFile  # noqa: PLC0415
 
     try:
         open_secrets(settings.data_dir, settings.secret_key)

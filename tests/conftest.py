@@ -1,10 +1,14 @@
 """What all tests share: no developer's own environment, and real servers on free ports."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from sqlalchemy import Engine
 
+from app.keys.database import embedded_url, open_engine, upgrade
 from app.settings import Settings
 
 # The same examples on every run: a failure that comes and goes helps nobody.
@@ -22,3 +26,12 @@ def clean_environment(
     for name in _SETTINGS & set(os.environ):
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Give a migrated control database."""
+    engine = open_engine(embedded_url(tmp_path))
+    upgrade(engine)
+    yield engine
+    engine.dispose()

@@ -10,8 +10,9 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app.errors import Invalid
+from app.keys.faults import limit_faults
 from app.keys.models import LIMIT_NAMES
-from app.keys.registry import DUE_DAYS_MAX, limit_faults
+from app.keys.registry import DUE_DAYS_MAX
 from app.keys.roles import ADMIN
 
 PAGE_ITEMS = 100

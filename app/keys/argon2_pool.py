@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from app.errors import Overloaded
 from app.keys.verifier import Peppers
+from app.pool import BoundedPool
 
 
 class Argon2Pool:
@@ -18,8 +18,7 @@ class Argon2Pool:
 
     def __init__(self, peppers: Peppers, threads: int, queue: int) -> None:
         self._peppers = peppers
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
-        self._places = threads + queue
+        self._pool = BoundedPool("argon2", threads, queue)
         self._flights: dict[tuple[bytes, int], asyncio.Future[str | None]] = {}
 
     async def match(
@@ -28,10 +27,8 @@ class Argon2Pool:
         """Say which verifier is the key's; calls with one `flight_id` share one check."""
         flight = self._flights.get(flight_id)
         if flight is None:
-            if len(self._flights) >= self._places:
-                raise Overloaded
-            loop = asyncio.get_running_loop()
-            flight = loop.run_in_executor(self._executor, self._search, token, tuple(verifiers))
+            job = self._pool.submit(self._search, token, tuple(verifiers))
+            flight = asyncio.wrap_future(job)
             self._flights[flight_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(flight_id))
         # Shielded: one caller that hangs up must not take the answer from the others.
@@ -39,7 +36,7 @@ class Argon2Pool:
 
     def close(self) -> None:
         """Drop what waits."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _search(self, token: str, verifiers: tuple[str, ...]) -> str | None:
         try:

@@ -10,11 +10,12 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.errors import Invalid
+from app.keys.clients import add_client
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import StartRefused, reading, writing
 from app.keys.imports import prepare_import
 from app.keys.models import ApiKey, Client
-from app.keys.registry import add_client, any_key, new_key
+from app.keys.registry import any_key, new_key
 from app.keys.roles import ADMIN
 from app.keys.verifier import SECRET_LENGTH_MIN, Peppers
 

@@ -1,25 +1,29 @@
-"""The register of clients: made, listed, changed. Public functions own their transaction."""
+"""The register of clients: made, found, listed, changed.
+
+Public functions own their transaction; those that take a session are steps of a larger one.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
-from app.errors import Conflict, Forbidden
+from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
+from app.keys.changes import advance, writing_for
 from app.keys.database import reading
-from app.keys.lifecycle import advance
+from app.keys.faults import SLUG_DETAIL, check_client
 from app.keys.models import Client, utc_now
 from app.keys.principal import Principal
-from app.keys.registry import check_client, find_client, writing_for
+from app.keys.token import CLIENT_ID_PATTERN
 
 # What a client's own administrator may change.
 OWN = frozenset({"name", "contact_email"})
 
 
 class ClientChange(NamedTuple):
-    """A client after a change, and the generation of it: see lifecycle."""
+    """A client after a change, and the generation of it: see changes.py."""
 
     client: Client
     generation: int
@@ -82,3 +86,23 @@ def update_client(
         if session.is_modified(client):
             client.updated_at = utc_now()
         return ClientChange(client, advance(session))
+
+
+def add_client(session: Session, client_id: str, *, name: str | None = None) -> Client:
+    """Find the client, or make it, in the caller's transaction; Invalid for no client_id."""
+    client = session.get(Client, client_id)
+    if client is None:
+        if not CLIENT_ID_PATTERN.fullmatch(client_id):
+            raise Invalid.parameter("client_id", SLUG_DETAIL)
+        client = Client(client_id=client_id, name=name or client_id)
+        session.add(client)
+        session.flush()
+    return client
+
+
+def find_client(session: Session, client_id: str) -> Client:
+    """Find a client in the caller's transaction; NotFound if there is none."""
+    client = session.get(Client, client_id)
+    if client is None:
+        raise NotFound
+    return client

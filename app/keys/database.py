@@ -55,7 +55,12 @@ def open_engine(url: str) -> Engine:
         _prepare_file(path)
     except (OSError, sqlite3.Error) as error:
         raise StorageUnavailable(f"{path}: {error}") from error
-    engine = create_engine(parsed, module=sqlite3)
+    return sqlite_engine(path)
+
+
+def sqlite_engine(path: Path) -> Engine:
+    """Give the engine of a SQLite file, which must be there when a connection is made."""
+    engine = create_engine(f"sqlite:///{path}", module=sqlite3)
     uri = f"{path.absolute().as_uri()}?mode=rw"
 
     @event.listens_for(engine, "do_connect")
@@ -127,22 +132,6 @@ def is_current(engine: Engine) -> bool:
 def embedded_url(data_dir: Path) -> str:
     """Give the URL of the control database of embedded storage."""
     return f"sqlite:///{data_dir}/control.db"
-
-
-def open_activity(control: Engine) -> Engine:
-    """Open where uses of keys are written: a second file of the same schema, on embedded storage.
-
-    Every write to control.db tells every worker to forget the keys it has verified, so what is
-    written all the time stands elsewhere. Any other database tells workers by name, and has both.
-    """
-    if control.dialect.name != "sqlite":
-        return control
-    file = Path(control.url.database or "").with_name("activity.db")
-    engine = open_engine(f"sqlite:///{file}")
-    if not is_current(engine):
-        upgrade(engine)
-    event.listen(engine, "connect", _relax)
-    return engine
 
 
 def open_current(database_url: str, data_dir: Path) -> Engine:
@@ -233,11 +222,6 @@ def _on_connect(connection: Any, _record: Any = None) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _relax(connection: Any, _record: Any) -> None:
-    # In a write-ahead log, NORMAL can lose the last writes in a power cut and corrupts nothing.
-    connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _on_begin(connection: Connection) -> None:

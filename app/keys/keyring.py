@@ -17,19 +17,23 @@ from app.errors import InvalidKey, StorageUnavailable
 from app.keys.argon2_pool import Argon2Pool
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import sqlite_path
-from app.keys.imports import TOKEN_LENGTH_MAX
 from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
-from app.keys.token import MalformedToken, ParsedToken, parse
+from app.keys.token import TOKEN_LENGTH_MAX, MalformedToken, ParsedToken, parse
 from app.keys.verifier import Peppers, is_argon2
 from app.keys.watch import ChangeWatch, DatabaseGone, SqliteWatch, WatchLost
 
 # A principal takes about 1 kB. Past this the cache starts over, which costs each key one more read:
 # an order of eviction would cost every hit.
 CACHE_PRINCIPALS_MAX = 100_000
+# Of so many live keys the rows are kept, 0.5 kB each; those beyond are read one by one.
+LIVE_ROWS_MAX = 50_000
 # Two cores' worth of argon2, and about half a second of waiting.
 ARGON2_THREADS = 2
 ARGON2_QUEUE = 32
+# A key that is read by itself takes 0.1 ms, and each step of that waits for a busy thread; the list
+# of 10,000 live ones takes 20 ms of a thread. So it is read once that may pay.
+READS_UNLISTED_MAX = 32
 # Each write to the database empties every worker's cache, so re-tags are gathered.
 RETAG_DELAY_S = 1.0
 
@@ -59,8 +63,9 @@ class Keyring:
         argon2_threads: int = ARGON2_THREADS,
         argon2_queue: int = ARGON2_QUEUE,
         cache_principals_max: int = CACHE_PRINCIPALS_MAX,
+        live_rows_max: int = LIVE_ROWS_MAX,
     ) -> None:
-        self._records = Records(engine)
+        self._records = Records(engine, live_rows_max)
         self._peppers = peppers
         self._defaults = defaults
         self._configured = configured
@@ -76,12 +81,17 @@ class Keyring:
         self._cache_principals_max = cache_principals_max
         # None = unknown since the last change: then each well-formed key costs a read.
         self._live: Live | None = None
+        self._reads_unlisted = 0
 
         self._watch = watch or _watch_of(engine)
         self._watch_lost = False
         self._gone: str | None = None
         self.changes = 0
         self._is_fresh = False
+
+    def start(self) -> None:
+        """Begin to read which keys are live: the first requests need not wait for it."""
+        self._reload_live()
 
     def cached(self, token: str) -> Principal | None:
         """Say who this key is if it has been verified since the last change; else None."""
@@ -200,6 +210,7 @@ class Keyring:
         self.changes += 1
         self._verified.clear()
         self._live = None
+        self._reads_unlisted = 0
 
     def _forget(self) -> None:
         self._is_fresh = False
@@ -217,20 +228,27 @@ class Keyring:
         """Find what the key may be, reading the database only for what may be there."""
         if parsed is not None:
             configured = self._configured.by_token_id(parsed.key_id)
-            if self._live is None or parsed.key_id in self._live.key_ids:
-                stored = self._stored.by_key_id(parsed.key_id)
-            else:
-                stored = []
+            stored = self._by_key_id(parsed.key_id)
         else:
             configured = self._configured.by_tags(tags)
             if self._live is None or not self._live.lookup_tags.isdisjoint(tags):
                 stored = self._stored.by_tags(tags)
             else:
                 stored = []
-        if self._live is None and not stored and not configured:
-            # Good keys do without the list of live ones; it is for garbage, which has just come.
-            self._reload_live()
+        if self._live is None:
+            self._reads_unlisted += 1
+            # Few good keys do without the list of live ones; garbage may be the first of much.
+            if self._reads_unlisted > READS_UNLISTED_MAX or not (stored or configured):
+                self._reload_live()
         return [self._with_client(record) for record in configured] + stored
+
+    def _by_key_id(self, key_id: str) -> list[Candidate]:
+        if self._live is None:
+            return self._stored.by_key_id(key_id)
+        row = self._live.rows.get(key_id)
+        if row is None:
+            return []
+        return [self._records.candidate(row)] if row else self._stored.by_key_id(key_id)
 
     def _with_client(self, record: KeyRecord) -> Candidate:
         """Read the client of a key that is not a row."""
@@ -284,14 +302,16 @@ class Keyring:
     # In the background: never on a request's way, and a failure only logged.
 
     def _reload_live(self) -> None:
-        if "live" not in {task.get_name() for task in self._tasks}:
+        # While changes cannot be seen a list would be out of date before it is here.
+        if not self._watch_lost and "live" not in {task.get_name() for task in self._tasks}:
             self._start("live", self._load_live())
 
     async def _load_live(self) -> None:
         before = self.changes
         live = await self._in_background(self._stored.live)
-        # A change after the last check and before the read is in the list already; one after the
-        # read is either seen here, and the list thrown away, or seen by the next check.
+        # All of it is as of one moment. A change after the last check and before that moment is in
+        # the list already; one after it is either seen here, and the list thrown away, or seen by
+        # the next check, as the change of a verified key is.
         self._notice_changes()
         if self.changes == before:
             self._live = live

@@ -10,14 +10,17 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, update
-from sqlmodel import Session, col
+from sqlalchemy import Engine
+from sqlmodel import Session
 
 from app.errors import Conflict, Invalid
 from app.keys.authority import POWERS, check_reach, check_role, check_within, shorten
-from app.keys.models import LIMIT_NAMES, ApiKey, Generation, utc_now
+from app.keys.changes import advance, writing_for
+from app.keys.database import writing
+from app.keys.faults import check_key
+from app.keys.models import LIMIT_NAMES, ApiKey, utc_now
 from app.keys.principal import Principal
-from app.keys.registry import IMPORTED, check_key, find_key, give_token, writing_for
+from app.keys.registry import IMPORTED, find_key, give_token
 from app.keys.verifier import Peppers
 
 # Long enough to change a workflow by hand on the next working day.
@@ -82,36 +85,71 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     The new one has the same properties, and a life as long as the old one was given. Raises
     Conflict for a key that was rotated already, is inactive or has ended.
     """
+    with writing_for(engine, asker) as session:
+        return replace_key(
+            session,
+            peppers,
+            id_or_key_id,
+            grace_s=grace_s,
+            key_hasher=key_hasher,
+            created_by=created_by,
+            asker=asker,
+        )
+
+
+def replace_key(  # noqa: PLR0913  # see create_key
+    session: Session,
+    peppers: Peppers,
+    id_or_key_id: str,
+    *,
+    grace_s: int = GRACE_S_DEFAULT,
+    key_hasher: str = "auto",
+    created_by: str | None = None,
+    asker: Principal | None = None,
+) -> Rotation:
+    """Do the same in the caller's transaction."""
     if not 0 <= grace_s <= GRACE_S_MAX:
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
-    with writing_for(engine, asker) as session:
-        old = _find(session, id_or_key_id, asker)
-        now = utc_now()
-        if old.rotated_to is not None:
-            raise Conflict("The key has been rotated already")
-        if not old.is_active or old.has_ended:
-            raise Conflict("The key is inactive or has expired")
-        key = ApiKey(
-            key_id="",
-            key_prefix="",
-            **{name: getattr(old, name) for name in _INHERITED},
-            created_at=now,
-            created_by=created_by,
-            rotated_from=old.id,
-        )
-        if old.expires_at is not None:
-            key.expires_at = old.expires_at
-            with suppress(OverflowError):  # an end in the year 9999 stands for none, and stays
-                key.expires_at = now + (old.expires_at - old.created_at)
-        if asker is not None and not asker.is_admin:
-            shorten(asker, key)
-        check_within(asker, key, POWERS)
-        text = give_token(key, _prefix(old), peppers, key_hasher)
-        session.add(key)
-        session.flush()  # so that the old one can name it
-        old.rotated_to = key.id
-        old.grace_until = _earlier(now + timedelta(seconds=grace_s), old.expires_at)
-        return Rotation(key, text, old, advance(session))
+    old = _find(session, id_or_key_id, asker)
+    now = utc_now()
+    if old.rotated_to is not None:
+        raise Conflict("The key has been rotated already")
+    if not old.is_active or old.has_ended:
+        raise Conflict("The key is inactive or has expired")
+    key = ApiKey(
+        key_id="",
+        key_prefix="",
+        **{name: getattr(old, name) for name in _INHERITED},
+        created_at=now,
+        created_by=created_by,
+        rotated_from=old.id,
+    )
+    if old.expires_at is not None:
+        key.expires_at = old.expires_at
+        with suppress(OverflowError):  # an end in the year 9999 stands for none, and stays
+            key.expires_at = now + (old.expires_at - old.created_at)
+    if asker is not None and not asker.is_admin:
+        shorten(asker, key)
+    check_within(asker, key, POWERS)
+    text = give_token(key, _prefix(old), peppers, key_hasher)
+    session.add(key)
+    session.flush()  # so that the old one can name it
+    old.rotated_to = key.id
+    old.grace_until = _earlier(now + timedelta(seconds=grace_s), old.expires_at)
+    return Rotation(key, text, old, advance(session))
+
+
+def undo_rotation(engine: Engine, rotation: Rotation) -> None:
+    """Switch the new key off, and let the old one go on as if there had been no rotation.
+
+    For a new key that reached nobody: its owner would be locked out at the end of the grace.
+    """
+    with writing(engine) as session:
+        new = find_key(session, rotation.key.key_id)
+        old = find_key(session, rotation.old.key_id)
+        new.is_active = False
+        old.rotated_to = old.grace_until = None
+        advance(session)
 
 
 def deactivate_key(
@@ -134,20 +172,6 @@ def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = N
         key.verifier = key.lookup_tag = None
         key.deleted_at = utc_now()
         return KeyChange(key, advance(session))
-
-
-def advance(session: Session) -> int:
-    """Return the generation of the change; the present one if nothing has changed.
-
-    What is not written does not empty every worker's cache.
-    """
-    if session.new or any(session.is_modified(one) for one in session.dirty):
-        session.connection().execute(
-            update(Generation).where(col(Generation.id) == 1).values(value=Generation.value + 1)
-        )
-    row = session.get(Generation, 1)
-    assert row is not None  # noqa: S101  # the migration made it
-    return row.value
 
 
 def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:

@@ -22,10 +22,13 @@ SECRET_LENGTH = 43
 CHECKSUM_LENGTH = 6
 BODY_LENGTH = KEY_ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH
 SECRET_BYTES = 32
+# A header that carries more is refused before it is looked at: see keyring.
+TOKEN_LENGTH_MAX = 512
 
 PREFIX_LIVE = "cl_live"
 PREFIX_TEST = "cl_test"
 PREFIX_ADMIN = "cl_admin"
+ENVIRONMENTS = {"live": PREFIX_LIVE, "test": PREFIX_TEST}
 
 PREFIX_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,31}")
 CLIENT_ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -101,6 +104,19 @@ def parse(text: str) -> ParsedToken | None:
     if secret > _SECRET_TEXT_MAX or body[_SECRET_END:] != _checksum(text[:-CHECKSUM_LENGTH]):
         raise MalformedToken("the key's checksum does not match")
     return ParsedToken(body[:KEY_ID_LENGTH], secret)
+
+
+def token_fault(token: str) -> str | None:
+    """Say why a text could never be accepted as a key."""
+    if not token.isascii() or not token.isprintable() or token.strip() != token:
+        return "must be printable ASCII without surrounding spaces"
+    if not 0 < len(token) <= TOKEN_LENGTH_MAX:
+        return f"must have 1 to {TOKEN_LENGTH_MAX} characters"
+    try:
+        parse(token)
+    except MalformedToken as error:
+        return f"is mistyped: {error}"
+    return None
 
 
 def _checksum(signed: str) -> str:

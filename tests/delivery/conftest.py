@@ -1,25 +1,14 @@
-"""A control database with a key in it, and a certificate."""
+"""A key in the control database, and a certificate."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from app.keys.database import embedded_url, open_engine, upgrade
 from app.keys.models import ApiKey
 from app.keys.registry import create_key
 from app.keys.verifier import Peppers
 from tests.delivery.mail_sink import make_certificate
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Give a migrated control database."""
-    engine = open_engine(embedded_url(tmp_path))
-    upgrade(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

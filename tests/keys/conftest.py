@@ -1,4 +1,4 @@
-"""A control database of this test's own, and what works on it."""
+"""What works on a control database of this test's own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import Engine
 
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import embedded_url, open_engine, upgrade
 from app.keys.keyring import Keyring
 from app.keys.principal import Limits
 from app.keys.verifier import Peppers
@@ -53,15 +52,6 @@ def replace_database(new: Path, path: Path) -> None:
     for end in ("-wal", "-shm"):
         path.with_name(path.name + end).unlink(missing_ok=True)
     new.replace(path)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Give a migrated control database."""
-    engine = open_engine(embedded_url(tmp_path))
-    upgrade(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

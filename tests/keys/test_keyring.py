@@ -1,6 +1,7 @@
 """The cache of verified keys, and that it never outlives a key."""
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -22,12 +23,14 @@ from app.keys import keyring as keyring_module
 from app.keys.bootstrap import see_clients
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import embedded_url, open_engine, upgrade, writing
-from app.keys.imports import Entry, import_key
-from app.keys.keyring import Keyring
+from app.keys.entry import Entry
+from app.keys.imports import import_key
+from app.keys.keyring import READS_UNLISTED_MAX, Keyring
 from app.keys.lifecycle import deactivate_key
 from app.keys.models import ApiKey, Client, utc_now
 from app.keys.principal import Limits
-from app.keys.registry import create_key
+from app.keys.records import LIVE_STEP_ROWS
+from app.keys.registry import create_key, new_key
 from app.keys.token import base62, mint
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
@@ -467,6 +470,141 @@ def test_garbage_costs_no_read_once_the_live_keys_are_known(
     _run(main)
 
 
+async def _listed(keyring: Keyring) -> None:
+    """Have the keyring read which keys are live, and wait for it."""
+    keyring.start()
+    await _until_listed(keyring)
+
+
+async def _until_listed(keyring: Keyring) -> None:
+    async with asyncio.timeout(20):
+        while keyring._live is None:  # noqa: ASYNC110, SLF001  # nothing tells when it is there
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("live_rows_max", [100, 0], ids=["listed", "beyond what is listed"])
+def test_a_listed_key_is_the_one_that_is_read(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, live_rows_max: int
+) -> None:
+    """Whatever a key and its client have, the list of live keys says what its row says."""
+    soon = utc_now() + timedelta(hours=1)
+    limits = {"requests_per_minute": 5, "logs_per_minute": 0, "bytes_per_minute": 2**40}
+    properties: list[dict[str, Any]] = [
+        {"role": "analyst", "allowed_datasets": ["a", "b"], "limits": limits},
+        {},
+        {"scopes": ["logs:read"], "expires_at": soon, "key_hasher": "argon2id"},
+        {"client_id": None},
+        {"client_id": "other"},
+    ]
+    made = [_make(engine, peppers, **one) for one in properties]
+    _alter(engine, made[1][0], name='a\nb "ß\u2028')
+    _alter(engine, made[4][0], grace_until=soon)
+    with writing(engine) as session:
+        session.get_one(Client, "other").bytes_per_minute = 10
+    read, listed = make_keyring(), make_keyring(live_rows_max=live_rows_max)
+
+    async def main() -> None:
+        await _listed(listed)
+        reads = _count_reads(engine)
+        found = [await listed.resolve(token) for _, token in made]
+        # An argon2 key is read again after its check, in any case.
+        assert len(reads) == (1 if live_rows_max else len(made) + 1)
+        assert found == [await read.resolve(token) for _, token in made]
+
+    _run(main)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"is_active": False},
+        {"verifier": None},
+        {"expires_at": utc_now() - timedelta(seconds=1)},
+        {"grace_until": utc_now() - timedelta(seconds=1)},
+        {"role": "admin"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_listed_key_that_stopped_fails_on_the_next_call(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, values: dict[str, Any]
+) -> None:
+    """A key that is used for the first time after its end is refused, however it was listed."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        await _listed(keyring)
+        _alter(engine, key, **values)
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(token)
+        await _listed(keyring)
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(token)
+
+    _run(main)
+
+
+def test_a_listed_key_expires_without_a_change(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A key that is listed while it lives is refused at its first use after its end."""
+    _, token = _make(engine, peppers, expires_at=utc_now() + timedelta(seconds=1))
+    keyring = make_keyring()
+
+    async def main() -> None:
+        await _listed(keyring)
+        await asyncio.sleep(1.05)
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(token)
+
+    _run(main)
+
+
+def test_many_keys_that_are_new_soon_cost_no_reads(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """A few keys are read one by one; when they are many, all live ones are read, in steps."""
+    made = [
+        new_key(peppers, "auto", client_id="acme", name=str(number))
+        for number in range(2 * LIVE_STEP_ROWS + 1)
+    ]
+    see_clients(engine, ["acme"])
+    with writing(engine) as session:
+        session.add_all([key for key, _ in made])
+    keyring = make_keyring()
+
+    async def main() -> None:
+        for _, token in made[:READS_UNLISTED_MAX]:
+            await keyring.resolve(token)
+        assert keyring._tasks == set()  # noqa: SLF001  # few keys need no list
+        await keyring.resolve(made[-1][1])
+        await _until_listed(keyring)
+        reads = _count_reads(engine)
+        for key, token in made:
+            assert (await _resolve(keyring, token)).key_id == key.key_id
+        assert reads == []
+
+    _run(main)
+
+
+def test_no_list_is_made_while_changes_cannot_be_seen(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """While the watch is lost each key is read, and garbage starts nothing in the background."""
+    watch = FakeWatch()
+    keyring = make_keyring(watch=watch)
+
+    async def main() -> None:
+        watch.lost = True
+        for _ in range(READS_UNLISTED_MAX + 1):
+            with pytest.raises(InvalidKey):
+                await keyring.resolve(mint("cl_live", "acme").text)
+        assert keyring._tasks == set()  # noqa: SLF001  # nothing else would tell
+
+    _run(main)
+
+
 def test_an_unreadable_database_is_an_outage(
     engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
 ) -> None:
@@ -640,7 +778,8 @@ def test_a_refusal_in_the_making_is_not_shared_across_a_change(
 def test_a_list_of_live_keys_read_before_a_change_is_not_used(
     engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
 ) -> None:
-    """A key made while the list of live keys was being read is accepted at once and later."""
+    """A change while the list of live keys is being read counts at once and later."""
+    ended, ended_token = _make(engine, peppers)
     keyring = make_keyring()
     reading = threading.Event()
 
@@ -655,9 +794,12 @@ def test_a_list_of_live_keys_read_before_a_change_is_not_used(
             await keyring.resolve(mint("cl_live", "acme").text)
         await asyncio.to_thread(reading.wait, 5)
         _, token = _make(engine, peppers)
+        deactivate_key(engine, ended.key_id)
         assert keyring.cached(token) is None
         await asyncio.sleep(0.3)
         assert await keyring.resolve(token)
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(ended_token)
 
     _run(main)
 
@@ -691,7 +833,9 @@ def test_an_old_pepper_is_replaced_on_use(
         for used in (token, "hunter2", wiped_token):
             assert await keyring.resolve(used)
         _alter(engine, wiped, verifier=None)
-        await asyncio.sleep(0.4)
+        async with asyncio.timeout(20):
+            while keyring._tasks:  # noqa: ASYNC110, SLF001  # nothing tells when they are done
+                await asyncio.sleep(0.01)
 
     _run(main)
     after = make_keyring(peppers=Peppers([SECRET]))
@@ -770,7 +914,8 @@ def test_other_configured_keys_count_on_the_next_call(
         for token in ("kept", "gone"):
             assert await _resolve(keyring, token)
         before = keyring.check()
-        keyring.reconfigure(configured.with_file([_file_entry(strong), _file_entry("new")]))
+        changed = configured.with_file([_file_entry(strong), _file_entry("new")])
+        keyring.reconfigure(changed.with_waiting(0))
         # In the same turn of the loop, and for who only recalls.
         assert keyring.recalled("gone") is None
         assert keyring.cached("gone") is None
@@ -828,7 +973,7 @@ def test_garbage_costs_no_argon2_of_the_file(engine: Engine, make_keyring: Keyri
     others = [g for g in garbage if peppers.lookup_tag(g) not in tags]
 
     async def main() -> None:
-        keyring.reconfigure(configured.with_file(entries))
+        keyring.reconfigure(configured.with_file(entries).with_waiting(math.inf))
         for token in others:
             with pytest.raises(InvalidKey):
                 await _resolve(keyring, token)

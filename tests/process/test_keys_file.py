@@ -87,3 +87,21 @@ def test_keys_of_the_file_come_and_go_in_every_worker(tmp_path: Path) -> None:
         told = server.output.read().decode()
     assert told.count("role must be one of") == 2
     assert not any(key in told for key in ("hunter2", "acme-1", "demo-1", "garbage-"))
+
+
+def test_no_end_of_a_key_waits_for_new_ones(tmp_path: Path) -> None:
+    """Keys that are taken out are refused 5 s later, although hundreds of new ones come with it."""
+    path = tmp_path / "keys.yaml"
+    _write(path, "acme-1", "acme-2", "acme-3")
+    # Their argon2 takes two workers about 10 s on two cores.
+    new = [f"demo-{number}" for number in range(300)]
+    env = {"API_KEYS_FILE": str(path), "AUTH_FAILURES_PER_MINUTE": "0"}
+    with start_product(tmp_path / "data", env, workers=2) as server:
+        assert len(workers_in(server)) == 2
+        assert _statuses(server.port, "acme-1") == {201}
+        for remaining, gone in (("acme-2", "acme-3"), "acme-1"), (("acme-3",), "acme-2"):
+            written = _write(path, *remaining, *new)
+            time.sleep(max(0, written + IN_FORCE_S_MAX - time.monotonic()))
+            assert _statuses(server.port, gone) == {401}
+            assert _statuses(server.port, "acme-3") == {201}
+        wait_until(lambda: _statuses(server.port, new[-1]) == {201}, "the last new key")
