@@ -8,18 +8,24 @@ from typing import Any
 
 import structlog
 
-# The body of a key of ours is 61 base62 characters; whatever stands before it goes too.
-_KEY = re.compile(r"[A-Za-z0-9_-]*_[0-9A-Za-z]{61}(?![0-9A-Za-z])")
+# The body of a key of ours is 61 base62 characters; whatever stands before it goes too. Looked for
+# from the beginning of a word alone: from each of its letters, a long word would take for ever.
+_KEY = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]*_[0-9A-Za-z]{61,}")
 REDACTED = "[key redacted]"
+
+
+def redacted(text: str) -> str:
+    """Replace what looks like a key."""
+    return _KEY.sub(REDACTED, text)
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace what looks like a key in any text of an event, also one inside a traceback."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = _KEY.sub(REDACTED, value)
+            event[name] = redacted(value)
         elif not isinstance(value, int | float | None):
-            event[name] = _KEY.sub(REDACTED, repr(value))
+            event[name] = redacted(repr(value))
     return event
 
 

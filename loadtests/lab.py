@@ -32,9 +32,9 @@ class Row:
     name: str
     figure: str
     baseline: str
-    ratio: float | None
     goal: str
     passed: bool
+    ratio: float | None = None  # where the baseline is of the same kind
     detail: dict[str, Any] = field(default_factory=dict)
 
 

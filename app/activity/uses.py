@@ -1,7 +1,7 @@
 """How much each key was used, when last, and from where: the evidence that a rotation rests on."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -59,8 +59,9 @@ def record(engine: Engine, sightings: Iterable[Sighting]) -> None:
     with writing(engine) as session:
         # The keys' rows first, in the order of their ids: of two workers that write of the same
         # keys one waits, never both, and a key's sources are only written by who has its row.
-        _write(session, KeyUse, [_use_row(by_key[key_id]) for key_id in sorted(by_key)])
-        _write(session, KeySource, [_source_row(one) for one in kept])
+        uses = [_use_row(by_key[key_id]) for key_id in sorted(by_key)]
+        _write(session, KeyUse, uses, _added_use)
+        _write(session, KeySource, [_source_row(one) for one in kept], _added_source)
         for key_ids in _chunks(sorted({one.key_id for one in kept})):
             _prune(session, key_ids)
 
@@ -138,7 +139,12 @@ def _source_row(one: Sighting) -> dict[str, Any]:
     }
 
 
-def _write(session: Session, model: type[SQLModel], rows: list[dict[str, Any]]) -> None:
+def _write(
+    session: Session,
+    model: type[SQLModel],
+    rows: list[dict[str, Any]],
+    added: Callable[[Any, Any], dict[str, Any]],
+) -> None:
     """Insert rows, or add them to those that are there.
 
     Each worker writes by itself and none of them in order, so the later moment wins, whoever comes
@@ -154,7 +160,7 @@ def _write(session: Session, model: type[SQLModel], rows: list[dict[str, Any]]) 
         )
         session.execute(
             insert.on_conflict_do_update(
-                index_elements=list(table.primary_key), set_=_added(table, insert.excluded)
+                index_elements=list(table.primary_key), set_=added(table.c, insert.excluded)
             )
         )
 
@@ -178,25 +184,36 @@ def _sqlite_value(value: Any) -> Any:
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}" if isinstance(value, datetime) else value
 
 
-def _added(table: Table, new: Any) -> dict[str, Any]:
-    """Say what becomes of each column that is not the row's name."""
-    first, last = (
-        ("first_used_at", "last_used_at")
-        if "first_used_at" in table.c
-        else ("first_seen_at", "last_seen_at")
-    )
-    is_later = new[last] >= table.c[last]
-    columns: dict[str, Any] = {
-        "requests": table.c.requests + new.requests,
-        first: case((new[first] < table.c[first], new[first]), else_=table.c[first]),
-        last: case((is_later, new[last]), else_=table.c[last]),
+# What becomes of each column that is not the row's name, of the row that is there and a new one.
+
+
+def _added_source(old: Any, new: Any) -> dict[str, Any]:
+    return {
+        "requests": old.requests + new.requests,
+        "first_seen_at": _earlier(old.first_seen_at, new.first_seen_at),
+        "last_seen_at": _later(old.last_seen_at, new.last_seen_at),
     }
-    if "last_source_ip" in table.c:
-        # What came from nowhere that is known does not hide where the last one came from.
-        is_shown = is_later & ((new.last_source_ip != "") | (new.last_user_agent != ""))
-        for name in ("last_source_ip", "last_user_agent"):
-            columns[name] = case((is_shown, new[name]), else_=table.c[name])
-    return columns
+
+
+def _added_use(old: Any, new: Any) -> dict[str, Any]:
+    # What came from nowhere that is known does not hide where the last one came from.
+    is_known = (new.last_source_ip != "") | (new.last_user_agent != "")
+    is_shown = is_known & (new.last_used_at >= old.last_used_at)
+    return {
+        "requests": old.requests + new.requests,
+        "first_used_at": _earlier(old.first_used_at, new.first_used_at),
+        "last_used_at": _later(old.last_used_at, new.last_used_at),
+        "last_source_ip": case((is_shown, new.last_source_ip), else_=old.last_source_ip),
+        "last_user_agent": case((is_shown, new.last_user_agent), else_=old.last_user_agent),
+    }
+
+
+def _earlier(one: Any, other: Any) -> Any:
+    return case((other < one, other), else_=one)
+
+
+def _later(one: Any, other: Any) -> Any:
+    return case((other > one, other), else_=one)
 
 
 def _prune(session: Session, key_ids: Sequence[str]) -> None:

@@ -60,6 +60,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", _CLIENTS): MANAGE,
     ("GET", _CLIENT): MANAGE,
     ("PATCH", _CLIENT): MANAGE,
+    # Any key of the platform, whatever its scopes: they tell of no client, and the key that
+    # Prometheus holds should be one that may do nothing else.
     ("GET", "/metrics"): Rule(is_platform=True, is_metrics=True),
     ("GET", "/health/live"): PUBLIC,
     ("GET", "/health/ready"): PUBLIC,

@@ -1,6 +1,7 @@
 """The FastAPI application of the control and query plane, with every error as a problem."""
 
 from http import HTTPStatus
+from uuid import uuid4
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
@@ -10,12 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app import __version__
-from app.api import claims, clients, health, keys, logs, usage
+from app.api import claims, clients, docs, health, keys, logs, usage
 from app.api.access import RULES
 from app.api.dependencies import authorize
-from app.api.docs import RETRY_AFTER_S, add_docs
 from app.api.openapi import describe
 from app.api.services import Services
+from app.api.throttle import RETRY_AFTER_S
 from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
 from app.errors import Forbidden, Invalid, LoggerError, RateLimited, StorageUnavailable, fault
 
@@ -35,10 +36,9 @@ def create_control_app(
     )
     app.state.metrics_public = metrics_public
     app.state.management_requests_per_minute = management_requests_per_minute
-    for router in (logs.router, usage.router, keys.router, clients.router, health.router):
-        app.include_router(router)
-    app.include_router(claims.make_router())
-    add_docs(app)
+    app.state.throttle_id = uuid4()
+    for routes in (logs, usage, keys, clients, health, claims, docs):
+        app.include_router(routes.router)
     app.add_exception_handler(LoggerError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -56,6 +56,8 @@ def _on_error(request: Request, error: Exception) -> Response:
         services.tally.count(account.principal, denied=1)
     if isinstance(error, StorageUnavailable):
         log.error("storage unavailable", reason=error.reason, request_id=request.state.request_id)
+    if request.scope["route"].path == claims.PATH:
+        return claims.error_page(error)
     return _response(*problem(error, request.state.request_id))
 
 

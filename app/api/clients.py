@@ -30,7 +30,7 @@ async def create(request: Request, opened: Opened) -> dict[str, Any]:
     form, _, caller = await read_json(request, ClientCreate)
     properties = columns(form)
     client_id = properties.pop("client_id")
-    client = await asyncio.to_thread(
+    client = await opened.writes.run(
         clients.create_client, opened.engine, client_id, properties, asker=caller
     )
     return client_object(client)
@@ -70,13 +70,10 @@ async def show(request: Request, client_id: str, caller: Caller, opened: Opened)
     **documented(CLIENT, *BODY_FAULTS, 403, 404, body=CLIENT_PATCH),
 )
 @limited
-async def change(
-    request: Request, client_id: str, caller: Caller, opened: Opened
-) -> dict[str, Any]:
+async def change(request: Request, client_id: str, opened: Opened) -> dict[str, Any]:
     """Set what is named and leave the rest; an inactive client's keys stop at once."""
-    await asyncio.to_thread(clients.get_client, opened.engine, client_id, asker=caller)
     form, _, caller = await read_json(request, ClientPatch)
-    changed = await asyncio.to_thread(
+    changed = await opened.writes.run(
         clients.update_client, opened.engine, client_id, columns(form), asker=caller
     )
     dropped = await receipt(opened, changed.generation) if form.is_active is False else {}

@@ -1,12 +1,12 @@
 """/api/v1/api-keys: keys made, changed, rotated, switched off; by the platform or by their client.
 
-A route reads its request only once slowapi has counted it, and talks to the database in a thread.
+A route reads its request only once slowapi has counted it. It reads the database in a thread of the
+loop's own, and writes to it by `writes` (app/api/services.py).
 `asker` is the caller everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -24,10 +24,10 @@ from app.api.receipt import receipt
 from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
 from app.api.services import Services
 from app.api.throttle import limited
-from app.edge.ingest import idempotency_key
+from app.edge.headers import combined, idempotency_key
 from app.errors import Invalid, NotFound, StorageUnavailable
 from app.keys import lifecycle, registry
-from app.keys.lifecycle import GRACE_S_DEFAULT, KeyChange
+from app.keys.lifecycle import GRACE_S_DEFAULT
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.objects import UNKNOWN_USE, iso_time, key_object, source_objects
 from app.keys.principal import Principal
@@ -59,21 +59,16 @@ async def create(request: Request, response: Response, opened: Opened) -> Any:
         "create_client": caller.is_admin,
         "asker": caller,
         "created_by": caller.key_id,
+        "once": _once(request, caller, body),
         **properties,
     }
-    once = _once(request, caller, body)
-    if once is None:
-        key, text = await asyncio.to_thread(
-            registry.create_key, opened.engine, opened.peppers, **options
-        )
-        return key_object(key, opened.rotation_policy) | {"key": text}
-    made, new_text = await asyncio.to_thread(
-        registry.create_key_once, opened.engine, opened.peppers, once, **options
+    key, text = await opened.writes.run(
+        registry.create_key, opened.engine, opened.peppers, **options
     )
-    if new_text is None:
+    if not text:
         response.headers["Idempotent-Replayed"] = "true"
-        return await _shown(opened, made)
-    return key_object(made, opened.rotation_policy) | {"key": new_text}
+        return await _shown(opened, key)
+    return key_object(key, opened.rotation_policy) | {"key": text}
 
 
 @router.get("", summary="List keys", **documented(API_KEY_PAGE, 403, 404, 422, parameters=KEY_LIST))
@@ -134,12 +129,7 @@ async def show(
 async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Set what is named and leave the rest; null stands for the default or for none."""
     form, _, caller = await read_json(request, KeyPatch)
-    changes = columns(form)
-    changed = await asyncio.to_thread(
-        lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
-    )
-    dropped = await receipt(opened, changed.generation) if form.is_active is False else {}
-    return await _shown(opened, changed.key) | dropped
+    return await _update(opened, caller, id_or_key_id, columns(form))
 
 
 @router.delete("/{id_or_key_id}", summary="Delete a key", **documented(API_KEY, 403, 404, 422))
@@ -147,7 +137,10 @@ async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
 async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Wipe a key for good; the reply tells when every worker had dropped it."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
-    return await _end(lifecycle.delete_key, id_or_key_id, caller, opened)
+    deleted = await opened.writes.run(
+        lifecycle.delete_key, opened.engine, id_or_key_id, asker=caller
+    )
+    return await _shown(opened, deleted.key) | await receipt(opened, deleted.generation)
 
 
 @router.post(
@@ -159,7 +152,7 @@ async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
 async def deactivate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key off; the reply tells when every worker had dropped it."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
-    return await _end(lifecycle.deactivate_key, id_or_key_id, caller, opened)
+    return await _update(opened, caller, id_or_key_id, {"is_active": False})
 
 
 @router.post(
@@ -171,10 +164,7 @@ async def deactivate(request: Request, id_or_key_id: str, opened: Opened) -> dic
 async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key on again; one whose time is over stays off."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
-    changed = await asyncio.to_thread(
-        lifecycle.activate_key, opened.engine, id_or_key_id, asker=caller
-    )
-    return await _shown(opened, changed.key)
+    return await _update(opened, caller, id_or_key_id, {"is_active": True})
 
 
 @router.post(
@@ -187,7 +177,7 @@ async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[
 async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Make a key that takes over; the old one works until `grace_until`, never past its own end."""
     form, _, caller = await read_json(request, KeyRotate, empty=b"{}")
-    rotation = await asyncio.to_thread(
+    rotation = await opened.writes.run(
         lifecycle.rotate_key,
         opened.engine,
         opened.peppers,
@@ -204,11 +194,15 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
     }
 
 
-async def _end(
-    end: Callable[..., KeyChange], id_or_key_id: str, caller: Principal, opened: Services
+async def _update(
+    opened: Services, caller: Principal, id_or_key_id: str, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    changed = await asyncio.to_thread(end, opened.engine, id_or_key_id, asker=caller)
-    dropped = await receipt(opened, changed.generation)
+    """Change a key and show it; what switches it off tells when every worker had dropped it."""
+    changed = await opened.writes.run(
+        lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
+    )
+    ends = changes.get("is_active") is False
+    dropped = await receipt(opened, changed.generation) if ends else {}
     return await _shown(opened, changed.key) | dropped
 
 
@@ -256,12 +250,10 @@ def _from_settings(caller: Principal) -> ApiKey:
 
 
 def _once(request: Request, caller: Principal, body: bytes) -> Once | None:
-    values = request.headers.getlist("idempotency-key")
-    if not values:
+    key = idempotency_key(combined(request.scope["headers"]))
+    if key is None:
         return None
-    value = ", ".join(dict.fromkeys(values))  # as ingest reads a header that is repeated
-    digest = blake2b(body, digest_size=16).digest()
-    return Once(caller.client_id or PLATFORM, idempotency_key(value.encode("latin-1")), digest)
+    return Once(caller.client_id or PLATFORM, key, blake2b(body, digest_size=16).digest())
 
 
 def _cursor(key: ApiKey) -> str:

@@ -9,6 +9,7 @@ same before and after the link was used, and uses nothing up.
 """
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -43,28 +44,43 @@ class Claimed(NamedTuple):
 
 def create_claim(engine: Engine, key: ApiKey, text: str, url: str, *, ttl_s: float = TTL_S) -> str:
     """Store a key's text, sealed, for whoever comes first; give the token of the link."""
+    with writing(engine) as session:
+        return add_claim(session, key, text, url, ttl_s=ttl_s)
+
+
+def add_claim(session: Session, key: ApiKey, text: str, url: str, *, ttl_s: float = TTL_S) -> str:
+    """Do the same in the caller's transaction, which may have made the key."""
     now = utc_now()
     token = mint(_PREFIX, None).text
     parsed = _parse(token)
     claim_id = _row_id(parsed)
     content = msgspec.json.encode({"text": text, "url": url})
-    with writing(engine) as session:
-        # What nobody came for in time need not lie here, not even sealed.
-        session.connection().execute(
-            update(Claim)
-            .where(col(Claim.expires_at) <= now, col(Claim.sealed).is_not(None))
-            .values(_USED_UP)
+    # What nobody came for in time need not lie here, not even sealed.
+    session.connection().execute(
+        update(Claim)
+        .where(col(Claim.expires_at) <= now, col(Claim.sealed).is_not(None))
+        .values(_USED_UP)
+    )
+    session.flush()  # a key of this transaction, so that the row below can name it
+    session.add(
+        Claim(
+            claim_id=claim_id,
+            api_key_id=key.id,
+            sealed=_seal(parsed.secret, claim_id, content),
+            expires_at=now + timedelta(seconds=ttl_s),
+            created_at=now,
         )
-        session.add(
-            Claim(
-                claim_id=claim_id,
-                api_key_id=key.id,
-                sealed=_seal(parsed.secret, claim_id, content),
-                expires_at=now + timedelta(seconds=ttl_s),
-                created_at=now,
-            )
-        )
+    )
     return token
+
+
+def withdraw_claim(engine: Engine, token: str) -> None:
+    """Use a link up that reached nobody."""
+    claim_id = _row_id(_parse(token))
+    with writing(engine) as session:
+        session.connection().execute(
+            update(Claim).where(col(Claim.claim_id) == claim_id).values(_USED_UP)
+        )
 
 
 def check_open(engine: Engine, token: str) -> None:
@@ -92,6 +108,13 @@ def claim(engine: Engine, token: str) -> Claimed:
         if taken.rowcount != 1:
             raise Gone
     return Claimed(key, content["text"], content["url"])
+
+
+def is_well_formed(token: str) -> bool:
+    """Say whether it may be the token of a link, without a look at the database."""
+    with suppress(NotFound):
+        return bool(_parse(token))
+    return False
 
 
 def _parse(token: str) -> ParsedToken:

@@ -23,6 +23,7 @@ from app.edge.body import (
     expand,
     read_body,
 )
+from app.edge.headers import combined, idempotency_key
 from app.edge.limits import Account, Limiter
 from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
@@ -56,7 +57,6 @@ SCOPE = "logs:write"
 JSON_TYPES = (b"application/json", b"")
 NDJSON_TYPES = (b"application/x-ndjson", b"application/jsonl", b"application/ndjson")
 MEDIA_TYPES = ["application/json", "application/x-ndjson", "application/jsonl"]
-IDEMPOTENCY_KEY_LENGTH_MAX = 255
 
 Reply = tuple[int, Headers, bytes]
 
@@ -66,33 +66,35 @@ _encode_outcome = msgspec.msgpack.Encoder().encode
 log = structlog.get_logger(__name__)
 
 
+class Intake(NamedTuple):
+    """What both ways of a log into the store stand on: this one, and `prompt`."""
+
+    authenticator: Authenticator
+    limiter: Limiter
+    sightings: Sightings
+    inflight: Inflight
+    singles: Singles
+    single_bytes_max: int
+
+
 class IngestEndpoint:
     """The hot path, as an ASGI application of its own."""
 
-    def __init__(  # noqa: PLR0913  # what the path stands on, by name
+    def __init__(
         self,
+        intake: Intake,
         *,
         store: LogStore,
-        authenticator: Authenticator,
-        limiter: Limiter,
         tally: Tally,
-        sightings: Sightings,
-        inflight: Inflight,
         decode_limits: DecodeLimits,
         body_bytes_max: int,
-        singles: Singles,
-        single_bytes_max: int,
     ) -> None:
+        self._intake = intake
+        self._limiter = intake.limiter
         self._store = store
-        self._authenticator = authenticator
-        self._limiter = limiter
         self._tally = tally
-        self._sightings = sightings
-        self._inflight = inflight
         self._decode_limits = decode_limits
         self._body_bytes_max = body_bytes_max
-        self._singles = singles
-        self._single_bytes_max = single_bytes_max
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -102,15 +104,15 @@ class IngestEndpoint:
             headers = dict(scope["headers"])
             principal = None
             if len(headers) == len(scope["headers"]):
-                principal = self._authenticator.known(headers)
+                principal = self._intake.authenticator.known(headers)
             else:
-                headers = _combined(scope["headers"])
+                headers = combined(scope["headers"])
             if principal is None:
-                principal = await self._authenticator.authenticate(scope)
-            address = self._authenticator.address(
+                principal = await self._intake.authenticator.authenticate(scope)
+            address = self._intake.authenticator.address(
                 scope.get("client"), headers.get(b"x-forwarded-for")
             )
-            self._sightings.note(principal, address, headers.get(b"user-agent", b""))
+            self._intake.sightings.note(principal, address, headers.get(b"user-agent", b""))
             account = self._limiter.account(principal)
             upload = self._admit(account, headers, scope)
             status, reply_headers, body = await self._store_upload(upload, receive, request_id)
@@ -143,8 +145,8 @@ class IngestEndpoint:
             self._client(account.principal, scope["query_string"]),
             content_type != JSON_TYPES[0] and _is_ndjson(content_type),
             encoding,
-            idempotency_key(headers[b"idempotency-key"]) if b"idempotency-key" in headers else None,
-            Share(self._inflight),
+            idempotency_key(headers),
+            Share(self._intake.inflight),
             scope,
         )
         # With an Idempotency-Key it may be a repeat, which costs nothing but a request.
@@ -165,7 +167,7 @@ class IngestEndpoint:
             return principal.client_id
         if named is None or not SLUG.fullmatch(named):
             raise Invalid.parameter("client_id", "is required with an admin key")
-        if not self._authenticator.has_client(named):
+        if not self._intake.authenticator.has_client(named):
             raise NotFound  # whoever is made under that name later would find these logs
         return named
 
@@ -175,7 +177,7 @@ class IngestEndpoint:
             if upload.idempotency_key is not None:
                 return await self._store_once(upload, upload.idempotency_key, receive, request_id)
             upload, body = await self._read(upload, receive)
-            if not upload.is_ndjson and is_candidate(body, self._single_bytes_max):
+            if not upload.is_ndjson and is_candidate(body, self._intake.single_bytes_max):
                 reply = await self._store_single(upload, body)
                 if reply is not None:
                     return 201, [JSON], reply
@@ -192,7 +194,7 @@ class IngestEndpoint:
         body = await read_body(receive, upload.share, self._body_bytes_max)
         if upload.encoding:
             body = await expand(body, upload.encoding, upload.share, self._body_bytes_max)
-        principal = await self._authenticator.authenticate(upload.scope)
+        principal = await self._intake.authenticator.authenticate(upload.scope)
         if principal is upload.account.principal:
             return upload, body
         if SCOPE not in principal.scopes:
@@ -205,7 +207,7 @@ class IngestEndpoint:
         self._limiter.charge(account, 1, len(body))
         reply = None
         try:
-            reply = await self._singles.join(account.principal, upload.client_id, body)
+            reply = await self._intake.singles.join(account.principal, upload.client_id, body)
         finally:
             if reply is None:
                 self._limiter.refund(account, logs=1, body_bytes=len(body))
@@ -334,21 +336,3 @@ def _single_id(built: Rows, day: int) -> str:
         return ""
     us, seq, *_ = built.rows[0]
     return format_id(us, day, seq)
-
-
-def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Join the values of repeated headers as RFC 9110 (5.3) says: none of them hides another."""
-    combined: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if combined.setdefault(name, value) != value:
-            combined[name] += b", " + value
-    return combined
-
-
-def idempotency_key(value: bytes) -> str:
-    """Read the header of that name; raise Invalid for what is no key."""
-    key = value.decode("latin-1").strip()
-    if not key or len(key) > IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii():
-        detail = f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} ASCII characters"
-        raise Invalid.parameter("Idempotency-Key", detail)
-    return key

@@ -11,15 +11,13 @@ from typing import Protocol
 import structlog
 
 from app.edge import metrics
-from app.edge.auth import Authenticator
-from app.edge.body import Inflight
-from app.edge.ingest import JSON_TYPES, SCOPE
-from app.edge.limits import Account, Limiter
+from app.edge.ingest import JSON_TYPES, SCOPE, Intake
+from app.edge.limits import Account
 from app.edge.outcome import JSON
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
-from app.edge.sightings import Sightings, Source
-from app.edge.singles import Member, Singles, is_candidate
+from app.edge.sightings import Source
+from app.edge.singles import is_candidate
 from app.errors import LoggerError, StorageUnavailable
 
 # What a request with one of these asks for takes more than a look.
@@ -31,7 +29,7 @@ _TYPES = frozenset((*JSON_TYPES, b"application/json; charset=utf-8"))
 log = structlog.get_logger(__name__)
 
 
-class Exchange(Protocol):
+class WholeRequest(Protocol):
     """A POST of logs that has arrived whole, at the plain path, and its way to an answer."""
 
     client: tuple[str, int] | None
@@ -48,64 +46,62 @@ class Exchange(Protocol):
 class PromptIngest:
     """Takes in what it can at a glance."""
 
-    def __init__(  # noqa: PLR0913  # what the path stands on, by name
-        self,
-        *,
-        authenticator: Authenticator,
-        limiter: Limiter,
-        sightings: Sightings,
-        inflight: Inflight,
-        singles: Singles,
-        single_bytes_max: int,
-    ) -> None:
-        self._authenticator = authenticator
-        self._singles = singles
-        self._single_bytes_max = single_bytes_max
-        self.limiter = limiter
-        self.sightings = sightings
-        self.inflight = inflight
+    def __init__(self, intake: Intake) -> None:
+        self.intake = intake
 
-    def take(self, exchange: Exchange) -> bool:
+    def take(self, exchange: WholeRequest) -> bool:
         """Take in a request, to be answered when its log is on disk; False: nothing was done."""
+        intake = self.intake
         headers = dict(exchange.headers)
         body = exchange.body
         if (
             len(headers) != len(exchange.headers)
             or not _SPECIAL.isdisjoint(headers)
             or headers.get(b"content-type", b"") not in _TYPES
-            or not is_candidate(body, self._single_bytes_max)
+            or not is_candidate(body, intake.single_bytes_max)
         ):
             return False
-        principal = self._authenticator.recalled(headers)
+        principal = intake.authenticator.recalled(headers)
         if principal is None or principal.client_id is None or SCOPE not in principal.scopes:
             return False
-        account = self.limiter.account(principal)
-        if not self.limiter.take(account, 1, len(body)):
+        account = intake.limiter.account(principal)
+        if not intake.limiter.take(account, 1, len(body)):
             return False
-        if not self.inflight.take(len(body)):
-            self.limiter.refund(account, requests=1, logs=1, body_bytes=len(body))
+        if not intake.inflight.take(len(body)):
+            intake.limiter.refund(account, requests=1, logs=1, body_bytes=len(body))
             return False
-        address = self._authenticator.address(exchange.client, headers.get(b"x-forwarded-for"))
+        address = intake.authenticator.address(exchange.client, headers.get(b"x-forwarded-for"))
         source = (address, headers.get(b"user-agent", b""))
-        self._singles.add(_Taken(self, exchange, account, principal.client_id, source))
+        intake.singles.add(_Taken(intake, exchange, account, principal.client_id, source))
         return True
 
 
-class _Taken(Member):
+class _Taken:
     """A request on its way to the store."""
 
-    __slots__ = ("_account", "_came_s", "_exchange", "_ingest", "_source")
+    __slots__ = (
+        "_account",
+        "_came_s",
+        "_exchange",
+        "_intake",
+        "_source",
+        "body",
+        "client_id",
+        "principal",
+    )
 
     def __init__(
         self,
-        ingest: PromptIngest,
-        exchange: Exchange,
+        intake: Intake,
+        exchange: WholeRequest,
         account: Account,
         client_id: str,
         source: Source,
     ) -> None:
-        super().__init__(account.principal, client_id, exchange.body)
-        self._ingest = ingest
+        self.principal = account.principal
+        self.client_id = client_id
+        self.body = exchange.body
+        self._intake = intake
         self._exchange = exchange
         self._account = account
         self._source = source
@@ -113,7 +109,7 @@ class _Taken(Member):
 
     def stored(self, reply: bytes) -> None:
         """Answer, now that the log is on disk."""
-        self._ingest.inflight.give_back(len(self.body))
+        self._intake.inflight.give_back(len(self.body))
         self._answer(new_request_id(), 201, [JSON], reply)
 
     def handed_back(self) -> None:
@@ -134,12 +130,12 @@ class _Taken(Member):
 
     def _undo(self) -> None:
         size = len(self.body)
-        self._ingest.inflight.give_back(size)
-        self._ingest.limiter.refund(self._account, requests=1, logs=1, body_bytes=size)
+        self._intake.inflight.give_back(size)
+        self._intake.limiter.refund(self._account, requests=1, logs=1, body_bytes=size)
 
     def _answer(self, request_id: str, status: int, headers: Headers, body: bytes) -> None:
         # Not before: what is handed back is seen by `ingest`.
-        self._ingest.sightings.count(self.principal.key_id, self._source, self._came_s)
+        self._intake.sightings.count(self.principal.key_id, self._source, self._came_s)
         metrics.count_request("ingest", status)
         lines = b"x-request-id: %b\r\ncontent-length: %d\r\n%b" % (
             request_id.encode(),

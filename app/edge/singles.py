@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from copy import copy
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.edge import metrics
 from app.edge.auth import Authenticator
@@ -35,36 +35,32 @@ SINGLE_BYTES_MAX = 16 * 1024
 GROUP_MAX = 16
 
 
-class Member:
+class Member(Protocol):
     """A request of a group: one of the three is called once, in the end."""
 
-    __slots__ = ("body", "client_id", "principal")
+    principal: Principal
+    client_id: str
+    body: bytes
+
+    def stored(self, reply: bytes) -> None:
+        """Learn that the log is on disk, and what to tell the client."""
+
+    def handed_back(self) -> None:
+        """Learn that the log has to be stored by itself."""
+
+    def failed(self, error: BaseException) -> None:
+        """Learn that the log may not be on disk; the error is that of LogStore.append."""
+
+
+class _Awaited:
+    """A request whose task waits."""
+
+    __slots__ = ("body", "client_id", "principal", "reply")
 
     def __init__(self, principal: Principal, client_id: str, body: bytes) -> None:
         self.principal = principal
         self.client_id = client_id
         self.body = body
-
-    def stored(self, reply: bytes) -> None:
-        """Learn that the log is on disk, and what to tell the client."""
-        raise NotImplementedError
-
-    def handed_back(self) -> None:
-        """Learn that the log has to be stored by itself."""
-        raise NotImplementedError
-
-    def failed(self, error: BaseException) -> None:
-        """Learn that the log may not be on disk; the error is that of LogStore.append."""
-        raise NotImplementedError
-
-
-class _Awaited(Member):
-    """A request whose task waits."""
-
-    __slots__ = ("reply",)
-
-    def __init__(self, principal: Principal, client_id: str, body: bytes) -> None:
-        super().__init__(principal, client_id, body)
         self.reply: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
     # A task that was given up waits no more; its log is stored all the same.

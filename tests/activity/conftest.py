@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, delete
 
-from app.keys.database import embedded_url, open_activity, open_engine, upgrade, writing
+from app.activity.database import open_activity
+from app.keys.database import embedded_url, open_engine, upgrade, writing
 from app.keys.models import KeySource, KeyUse
 
 

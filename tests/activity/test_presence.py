@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 from sqlmodel import Session, select
 
+from app.activity.database import open_activity
 from app.activity.presence import FORGOTTEN_S, LIVE_S, Presence, await_dropped
+from app.keys.changes import advance
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import (
-    embedded_url,
-    open_activity,
-    open_engine,
-    reading,
-    upgrade,
-    writing,
-)
+from app.keys.database import embedded_url, open_engine, reading, upgrade, writing
 from app.keys.keyring import Keyring
-from app.keys.lifecycle import advance, deactivate_key
+from app.keys.lifecycle import deactivate_key
 from app.keys.models import Client, Generation, Worker, utc_now
 from app.keys.objects import iso_time
 from app.keys.principal import UNLIMITED
 from app.keys.registry import create_key
 from app.keys.verifier import Peppers
-from app.sqlite import sqlite3
 from tests.support import DEADLINE_S
 
 T = TypeVar("T")
@@ -288,36 +282,31 @@ def test_a_generation_to_come(control: Engine, activity: Engine) -> None:
         await_dropped(control, activity, change(control) + 1, is_served=False)
 
 
-def test_a_broken_list(control: Engine, tmp_path: Path) -> None:
+def test_a_broken_list(control: Engine, activity: Engine, tmp_path: Path) -> None:
     """A list that cannot be used stops no worker and no revocation; nothing is proven then."""
     (tmp_path / "activity.db").write_bytes(b"not a database" * 1000)
-    broken = create_engine(f"sqlite:///{tmp_path}/activity.db", module=sqlite3)
 
     async def revoke() -> None:
         generation = change(control)
         receipt = await asyncio.to_thread(
-            await_dropped, control, broken, generation, is_served=True
+            await_dropped, control, activity, generation, is_served=True
         )
         assert (receipt.effective_at, receipt.workers, receipt.unconfirmed) == (None, 0, 1)
 
     with keyring_on(control) as keyring:
-        asyncio.run(present(Presence(control, broken, keyring), revoke()))
-    broken.dispose()
+        asyncio.run(present(Presence(control, activity, keyring), revoke()))
 
 
-def test_a_list_that_recovers(control: Engine, activity: Engine, tmp_path: Path) -> None:
-    """A worker that could not be listed is, once it can be."""
-    away = tmp_path / "away"
-    file = tmp_path / "activity.db"
-    listed(activity)
-    activity.dispose()
-    file.rename(away)
+def test_a_list_that_is_removed(control: Engine, activity: Engine, tmp_path: Path) -> None:
+    """A worker enters the new list by itself, and then confirms what changes."""
 
     async def look() -> None:
-        with pytest.raises(Exception, match="Storage unavailable"):
-            listed(activity)
-        away.rename(file)
+        (tmp_path / "activity.db").unlink()
         await until(lambda: len(listed(activity)) == 1)
+        receipt = await asyncio.to_thread(
+            await_dropped, control, activity, change(control), is_served=True, timeout_s=DEADLINE_S
+        )
+        assert (receipt.workers, receipt.unconfirmed) == (1, 0)
 
     with keyring_on(control) as keyring:
         asyncio.run(present(Presence(control, activity, keyring), look()))

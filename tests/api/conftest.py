@@ -17,6 +17,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def admin(service: Service) -> str:
+    """Make a key of the platform."""
+    return service.key(None, name="admin")
+
+
 @pytest.fixture
 def client_id() -> str:
     """Name a client that no other test has."""

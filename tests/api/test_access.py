@@ -1,4 +1,4 @@
-"""The table of routes and scopes: every route of it, with every role."""
+"""The table of routes and scopes: every route of it, with every role and each of its scopes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +16,10 @@ from tests.support import Service, problem, record, running
 
 ADMIN = "admin"
 CLOSED = [name for name, rule in RULES.items() if rule != PUBLIC]
+
+# A role, and the one scope that is left of it; None: all of them.
+Grant = tuple[str, str | None]
+GRANTS: list[Grant] = [(role, one) for role in ROLES for one in (None, *sorted(ROLES[role]))]
 
 
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
@@ -41,35 +45,38 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def keys(service: Service) -> dict[str, str]:
-    """Make a key of each role."""
+def keys(service: Service) -> dict[Grant, str]:
+    """Make a key of each grant."""
     return {
-        role: service.key(None if role == ADMIN else "walker", role=role, name=role)
-        for role in ROLES
+        (role, scope): service.key(
+            None if role == ADMIN else "walker",
+            role=role,
+            scopes=None if scope is None else [scope],
+            name="of one grant",
+        )
+        for role, scope in GRANTS
     }
 
 
-def expected(rule: Rule, role: str) -> str | None:
-    """Give the detail of the refusal that a role gets, or None."""
+def expected(rule: Rule, role: str, scope: str | None) -> str | None:
+    """Give the detail of the refusal that a grant gets, or None."""
     if rule.is_platform and role != ADMIN:
         return "Admin key required"
-    if rule.scope is not None and rule.scope not in ROLES[role]:
+    if rule.scope is not None and rule.scope not in (ROLES[role] if scope is None else {scope}):
         return f"Requires scope '{rule.scope}'"
     return None
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize(
-    ("method", "path"), [name for name, rule in RULES.items() if rule != PUBLIC]
-)
+@pytest.mark.parametrize(("role", "scope"), GRANTS)
+@pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_every_route_with_every_role(
-    service: Service, keys: dict[str, str], method: str, path: str, role: str
+    service: Service, keys: dict[Grant, str], method: str, path: str, role: str, scope: str | None
 ) -> None:
-    """A role gets through where its scopes are those of the table, and is refused elsewhere."""
+    """A key gets through where its role's scopes, or the one left of them, are the table's."""
     # Names of nothing: who gets through finds nothing, or sends a body that is refused.
     target = path.format(log_id="0" * 36, id_or_key_id="0" * 12, client_id="nobody")
-    response = service.request(method, target, keys[role], content=b"{")
-    refusal = expected(RULES[method, path], role)
+    response = service.request(method, target, keys[role, scope], content=b"{")
+    refusal = expected(RULES[method, path], role, scope)
     if refusal is None:
         assert response.status_code not in {401, 403, 405, 500}, response.text
     else:
@@ -96,7 +103,7 @@ def test_a_key_that_fails_is_401_everywhere(service: Service, method: str, path:
 
 
 def test_a_route_that_was_forgotten_answers_nobody(
-    service: Service, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    service: Service, keys: dict[Grant, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without its row a route refuses everybody, the platform's keys among them."""
     monkeypatch.delitem(access.RULES, ("GET", "/api/v1/usage"))

@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from app.api.app import create_control_app
-from app.api.claims import PATH
+from app.api.claims import PAGES_PER_MINUTE, PATH
 from app.api.openapi import describe
 from app.delivery.claims import create_claim
 from app.keys.registry import create_key
+from app.keys.token import mint
+from tests.api.management import without_tables
 from tests.delivery.mail_sink import texts_by_id
 from tests.support import Service, key_id_of, problem, record, running
 
@@ -158,30 +160,41 @@ def test_410_for_all_but_one_of_a_race(service: Service, client_id: str) -> None
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_429_by_address(tmp_path: Path, method: str) -> None:
-    """Whoever tries many links is stopped, each with another token or not; nobody else is."""
+    """Whoever makes up many links is stopped, by a page for people; nobody else is."""
     with running(tmp_path) as service:
-        statuses = {service.request(method, f"/claim/x{n}").status_code for n in range(60)}
-        assert statuses == {404}
-        path, _ = _claim(service, "acme")
+        path, key = _claim(service, "acme")
+        made_up = [f"/claim/{mint('cl_claim', None).text}" for _ in range(PAGES_PER_MINUTE)]
+        assert {service.request(method, one).status_code for one in made_up} == {404}
         refused = service.request(method, path)
-        problem(refused, 429, "Rate limit exceeded")
-        assert refused.headers["retry-after"].isdigit()
+        _check_page(refused, 429)
+        assert refused.headers["retry-after"] == "60"
+        assert "in\n60 seconds:" in refused.text
+        assert key not in refused.text
         elsewhere = service.run(service.client("127.0.0.2").request(method, path))
         assert elsewhere.status_code == 200
 
 
-def test_503_is_a_problem(tmp_path: Path) -> None:
-    """While the database is away the answer says so, and the link is as good as before."""
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_429_not_for_a_good_link(tmp_path: Path, method: str) -> None:
+    """What can't be a link is limited by itself: it keeps no link of that address from its page."""
     with running(tmp_path) as service:
         path, _ = _claim(service, "acme")
-        with service.engine.connect() as connection:
-            connection.exec_driver_sql("ALTER TABLE claims RENAME TO away")
-            connection.commit()
-        for method in ("GET", "POST"):
-            problem(service.request(method, path), 503, "Storage unavailable")
-        with service.engine.connect() as connection:
-            connection.exec_driver_sql("ALTER TABLE away RENAME TO claims")
-            connection.commit()
+        bad = [f"/claim/x{n}" for n in range(PAGES_PER_MINUTE)]
+        assert {service.request(method, one).status_code for one in bad} == {404}
+        _check_page(service.request(method, "/claim/x"), 429)
+        assert service.request(method, path).status_code == 200
+
+
+def test_503_is_a_page(tmp_path: Path) -> None:
+    """While the database is away the page says so, and the link is as good as before."""
+    with running(tmp_path) as service:
+        path, _ = _claim(service, "acme")
+        with without_tables(service, "claims"):
+            for method in ("GET", "POST"):
+                page = service.request(method, path)
+                _check_page(page, 503)
+                assert "in\n1 second:" in page.text
+                assert page.headers["retry-after"] == "1"
         assert service.request("POST", path).status_code == 200
 
 
@@ -189,13 +202,8 @@ def test_no_log_holds_a_token(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     """At the most talkative level nothing that the service writes holds a link's token or key."""
     with running(tmp_path, log_level="debug") as service:
         path, key = _claim(service, "acme")
-        with service.engine.connect() as connection:
-            connection.exec_driver_sql("ALTER TABLE claims RENAME TO away")
-            connection.commit()
-        service.get(path)
-        with service.engine.connect() as connection:
-            connection.exec_driver_sql("ALTER TABLE away RENAME TO claims")
-            connection.commit()
+        with without_tables(service, "claims"):
+            service.get(path)
         service.request("POST", path)
         service.get(path)
     written = "".join(capfd.readouterr())
@@ -206,11 +214,11 @@ def test_no_log_holds_a_token(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_the_pages_are_described() -> None:
-    """OpenAPI has both, without a key, with a page for 200, 404 and 410."""
+    """OpenAPI has both, without a key, each answer of theirs a page."""
     paths = describe(create_control_app())["paths"][PATH]
     assert set(paths) == {"get", "post"}
     for operation in paths.values():
         assert operation["security"] == []
         assert {"200", "404", "410", "429", "503"} <= set(operation["responses"])
-        for status in ("200", "404", "410"):
+        for status in ("200", "404", "410", "429", "503"):
             assert "text/html" in operation["responses"][status]["content"]

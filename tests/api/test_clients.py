@@ -1,26 +1,9 @@
 """/api/v1/clients: tenants, as the platform and their own administrators see them."""
 
-import json
-from typing import Any
-
-import httpx
 import pytest
 
+from tests.api.management import CLIENTS, ask
 from tests.support import Json, Service, problem, record
-
-CLIENTS = "/api/v1/clients"
-
-
-@pytest.fixture(scope="module")
-def admin(service: Service) -> str:
-    """Make a key of the platform."""
-    return service.key(None, name="admin")
-
-
-def ask(service: Service, method: str, path: str, key: str, body: Any = None) -> httpx.Response:
-    """Send a request with a JSON body, if any."""
-    content = None if body is None else json.dumps(body).encode()
-    return service.request(method, path, key, content=content)
 
 
 def test_201_as_it_was_asked_for(service: Service, admin: str, client_id: str) -> None:

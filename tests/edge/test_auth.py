@@ -140,6 +140,19 @@ def test_every_carrier_opens_both_planes(service: Service, carrier: tuple[str, s
     assert service.request("GET", LOGS, headers=headers).status_code == 200
 
 
+def test_a_key_in_use_does_not_hide_another(service: Service) -> None:
+    """Two keys that differ are refused although the first has been verified, on both planes."""
+    key, other = service.key(), service.key()
+    assert service.post(record(), key).status_code == 201
+    both = {"authorization": f"Bearer {other}"}
+    refused = service.post(record(), key, **both)
+    problem(refused, 401, "Invalid API key")
+    assert "ratelimit" not in refused.headers  # refused before it is counted, and read
+    headers = {"X-API-Key": key, **both}
+    problem(service.request("GET", LOGS, headers=headers), 401, "Invalid API key")
+    assert service.post(record(), key).status_code == 201
+
+
 def test_failures_are_limited_by_address(service: Service) -> None:
     """After its share of failures an address is told to wait; others are not, nor is a good key."""
     bad = service.key()[:-1] + "!"

@@ -739,7 +739,7 @@ async def eventually_held(service: Service, count: int) -> None:
     """Await that the service holds so many bytes of bodies."""
     endpoint: Any = service.app.ingest
     async with asyncio.timeout(DEADLINE_S):
-        while endpoint._inflight.bytes < count:  # noqa: ASYNC110, SLF001  # no event tells of it
+        while endpoint._intake.inflight.bytes < count:  # noqa: ASYNC110, SLF001  # no event tells of it
             await asyncio.sleep(0)
 
 

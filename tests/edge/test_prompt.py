@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from app.activity.database import open_activity
 from app.activity.uses import read_sources
 from app.edge.problem import Headers
 from app.edge.prompt import PromptIngest
 from app.errors import StorageUnavailable
-from app.keys.database import open_activity
 from tests.support import Service, eventually, key_id_of, record, running
 
 NUMBERS = itertools.count()
@@ -56,7 +56,7 @@ def prompt(service: Service) -> PromptIngest:
 @pytest.fixture
 def store(prompt: PromptIngest) -> Any:
     """Give the store behind it."""
-    return prompt._singles._store  # noqa: SLF001  # to make it fail, as only a broken disk does
+    return prompt.intake.singles._store  # noqa: SLF001  # to make it fail, as only a broken disk does
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_who_may_not_be_taken(service: Service, prompt: PromptIngest, client_id:
 
 def sources_of(service: Service, prompt: PromptIngest, key: str) -> dict[tuple[str, str], int]:
     """Read how often a key was used from where."""
-    service.run(prompt.sightings.flush())
+    service.run(prompt.intake.sightings.flush())
     activity = open_activity(service.engine)
     try:
         sources = read_sources(activity, key_id_of(key))
@@ -209,7 +209,7 @@ def test_a_log_that_needs_a_second_look(
     assert take(service, prompt, exchange, beside) == [True, True]
     assert (exchange.times_given_back, exchange.answers) == (1, [])
     assert beside.answers[0][0] == 201
-    assert prompt.inflight.bytes == 0
+    assert prompt.intake.inflight.bytes == 0
     assert service.post(record(), key).headers["ratelimit"].startswith('"requests";r=0')
 
 
@@ -235,7 +235,7 @@ def test_a_store_that_is_away(
         assert status == 503
         assert b"retry-after" in dict(headers)
         assert json.loads(body)["detail"] == "Storage unavailable"
-    assert prompt.inflight.bytes == 0
+    assert prompt.intake.inflight.bytes == 0
     assert take(service, prompt, FakeExchange(key), FakeExchange(key)) == [True, True]
     assert service.usage(key)["totals"]["logs"] == 2
 
@@ -263,9 +263,9 @@ def test_an_unforeseen_fault(
 def test_memory_is_bounded(service: Service, prompt: PromptIngest, client_id: str) -> None:
     """With as many bytes held as may be, nothing more is taken, and nothing is counted."""
     key = seen(service, client_id, limits={"logs_per_minute": 1})
-    assert prompt.inflight.take(5_000_000)
+    assert prompt.intake.inflight.take(5_000_000)
     try:
         assert take(service, prompt, FakeExchange(key)) == [False]
     finally:
-        prompt.inflight.give_back(5_000_000)
+        prompt.intake.inflight.give_back(5_000_000)
     assert take(service, prompt, FakeExchange(key)) == [True]

@@ -13,10 +13,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from app.activity.database import open_activity
 from app.activity.uses import Sighting, read_sources, read_uses
-from app.edge.sightings import LAST_FLUSH_S_MAX, SOURCES_MAX, SOURCES_OF_KEY_MAX, Sightings
+from app.edge.sightings import (
+    KEYS_PER_WRITE,
+    LAST_FLUSH_S_MAX,
+    SOURCES_MAX,
+    SOURCES_OF_KEY_MAX,
+    Sightings,
+)
 from app.errors import StorageUnavailable
-from app.keys.database import embedded_url, open_activity, open_engine
+from app.keys.database import embedded_url, open_engine
 from app.keys.models import utc_now
 from tests.support import NDJSON, Service, eventually, key_id_of, ndjson, record, running
 
@@ -146,6 +153,35 @@ def test_writing_holds_up_nobody(written: Written) -> None:
 
     asyncio.run(scenario())
     assert written.requests() == 101
+
+
+def test_many_keys_are_written_in_portions(written: Written) -> None:
+    """So many keys a write and no more; what follows a failure waits for the next time."""
+    sizes: list[int] = []
+    failing: list[Exception] = []
+
+    def write(sightings: list[Sighting]) -> None:
+        sizes.append(len(sightings))
+        if len(sizes) == 2 and failing:
+            raise failing.pop()
+        written(sightings)
+
+    async def scenario() -> None:
+        sightings = Sightings(write)
+        for number in range(2 * KEYS_PER_WRITE + 1):
+            sightings.count(f"k{number}", ("192.0.2.1", b"curl"), 1000)
+        failing.append(StorageUnavailable("away"))
+        await sightings.flush()
+        assert sizes == [KEYS_PER_WRITE] * 2
+        await sightings.flush()
+        await sightings.aclose()
+
+    asyncio.run(scenario())
+    assert sizes == [*[KEYS_PER_WRITE] * 3, 1]
+    assert sorted(one.key_id for one in written.sightings) == sorted(
+        f"k{number}" for number in range(2 * KEYS_PER_WRITE + 1)
+    )
+    assert written.requests() == 2 * KEYS_PER_WRITE + 1
 
 
 def test_all_is_written_by_and_by_and_at_the_end(written: Written) -> None:

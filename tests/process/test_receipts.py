@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import select
 
+from app.activity.database import open_activity
 from app.activity.uses import read_sources, read_uses
-from app.keys.database import embedded_url, open_activity, open_engine, reading
+from app.keys.database import embedded_url, open_engine, reading
 from app.keys.models import KeyUse, Worker, utc_now
 from loadtests.server import HOST, ROOT, Server, make_key, product_env, start_product
 from tests.process.service import (
@@ -127,6 +128,22 @@ def test_use_is_seen_and_counted_exactly(tmp_path: Path) -> None:
         assert time.time() - last_s < 20
     with activity_in(tmp_path) as activity:
         assert _requests(activity, key_id) == sent
+
+
+def test_what_was_removed_is_made_anew(tmp_path: Path) -> None:
+    """Without activity.db workers make it anew: uses are counted, revocations confirmed."""
+    key, kept = make_key(tmp_path, "acme"), make_key(tmp_path, "acme")
+    key_id = kept[-61:-49]
+    with start_product(tmp_path, ENV, workers=2) as server, activity_in(tmp_path) as activity:
+        wait_until(lambda: len(_live(activity)) == 2, "both workers")
+        _send_logs(server, kept, 10)
+        wait_until(lambda: _requests(activity, key_id) == 30, "all of them")
+        (tmp_path / "activity.db").unlink()
+        wait_until(lambda: len(_live(activity)) == 2, "both workers again")
+        receipt = json.loads(revoke(tmp_path, key, "--json"))
+        assert (receipt["workers"], receipt["unconfirmed"]) == (2, 0)
+        sent = _send_logs(server, kept, 10)
+        wait_until(lambda: _requests(activity, key_id) == sent, "what came since, and no more")
 
 
 def _send_logs(server: Server, key: str, each: int) -> int:
