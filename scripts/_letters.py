@@ -2,24 +2,62 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from email.headerregistry import Address
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from _handover import unwritten
 from _wiring import ControlPlane, Refused
+from sqlmodel import Session
 
-from app.delivery.claims import TTL_S, create_claim
+from app.delivery.claims import TTL_S, add_claim
 from app.delivery.mail import Handover, write_eml
 from app.delivery.smtp import BadAddress, NotSent, mailbox, parse_mailbox, send
-from app.errors import NotFound, StorageUnavailable
+from app.errors import NotFound
 from app.keys.clients import get_client
 from app.keys.models import ApiKey, Client, utc_now
 from app.settings import EXAMPLES, BadSetting, Settings
 
 # A file has to name a sender, and somebody looks at it before it goes anywhere.
 UNSET_SENDER = "central-logger <no-reply@localhost>"
+
+
+class Letter(NamedTuple):
+    """Where a mail is now; `fault` says why it was not sent, though it should have been."""
+
+    to: str
+    output: Path | None
+    is_sent: bool
+    fault: str = ""
+
+    def as_object(self) -> dict[str, Any]:
+        """Give its JSON members."""
+        output = None if self.output is None else str(self.output)
+        return {"to": self.to, "output": output, "sent": self.is_sent}
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Refuse to tell of one that was not sent; what could not be told says where it is."""
+        if self.fault:
+            raise Refused(f"not sent: {self.fault}; the mail is in {self.output}")
+        try:
+            yield
+            sys.stdout.flush()
+        except OSError as error:
+            raise Refused(f"{unwritten(error)}. {self}") from None
+
+    def __str__(self) -> str:
+        """Say in one line where it is."""
+        places = []
+        if self.is_sent:
+            places.append(f"was sent to {self.to}")
+        if self.output:
+            places.append(f"to {self.to} is in {self.output}")
+        return f"The mail {' and '.join(places)}."
 
 
 class Route(NamedTuple):
@@ -31,31 +69,30 @@ class Route(NamedTuple):
     is_sent: bool
     output: Path | None
 
-    def dispatch(
-        self, message: EmailMessage, handover: Handover, default_output: str
-    ) -> dict[str, Any]:
-        """Send or write a message, so that a failure leaves it in a file; say where it is."""
+    def dispatch(self, message: EmailMessage, handover: Handover, default_output: str) -> Letter:
+        """Send or write a message; one that can't be sent is in a file, or Refused is raised."""
         output = self.output or (None if self.is_sent else Path(default_output))
         if output is not None:
-            _write(message, output, handover)
-        if self.is_sent:
-            try:
-                send(message, self.settings.smtp_url, self.settings.smtp_timeout_s)
-            except (NotSent, KeyboardInterrupt) as error:
-                # The key is made, and its text is in this mail alone.
-                if output is None:
-                    output = Path(default_output)
-                    _write(message, output, handover)
-                reason = str(error) or "interrupted"
-                raise Refused(f"not sent: {reason}; the mail is in {output}") from None
-        return {
-            "to": self.to.addr_spec,
-            "output": None if output is None else str(output),
-            "sent": self.is_sent,
-        }
+            _write(message, output)
+        if not self.is_sent:
+            return Letter(self.to.addr_spec, output, is_sent=False)
+        try:
+            send(message, self.settings.smtp_url, self.settings.smtp_timeout_s)
+        except (NotSent, KeyboardInterrupt) as error:
+            fault = str(error) or "interrupted"
+            if handover.text:
+                fault = fault.replace(handover.text, "***")
+            if output is None:
+                output = Path(default_output)
+                try:
+                    _write(message, output)
+                except Refused as unwritten:
+                    raise Refused(f"not sent: {fault}; {unwritten}") from None
+            return Letter(self.to.addr_spec, output, is_sent=False, fault=fault)
+        return Letter(self.to.addr_spec, output, is_sent=True)
 
 
-def find_client(plane: ControlPlane, client_id: str | None) -> Client | None:
+def known_client(plane: ControlPlane, client_id: str | None) -> Client | None:
     """Find a client, if there is one."""
     try:
         return None if client_id is None else get_client(plane.engine, client_id)
@@ -63,10 +100,19 @@ def find_client(plane: ControlPlane, client_id: str | None) -> Client | None:
         return None
 
 
-def open_route(
-    settings: Settings, to: str, name: str, *, is_sent: bool, output: Path | None
+def open_route(  # noqa: PLR0913  # each a fact of the way
+    settings: Settings,
+    to: str,
+    name: str,
+    *,
+    is_sent: bool,
+    output: Path | None = None,
+    default_output: str | None = None,
 ) -> Route:
-    """Check all that can be checked before a key is made; raise BadSetting or Refused."""
+    """Check all that can be checked before a key is made; raise BadSetting or Refused.
+
+    `default_output` is the file without an `output`, where its name is known by now.
+    """
     try:
         recipient = mailbox(name, to)
     except BadAddress as error:
@@ -80,30 +126,19 @@ def open_route(
         )
     sender = parse_mailbox(settings.mail_from or UNSET_SENDER)
     if output is not None or not is_sent:
-        _check_writable(output)
+        _check_writable(output or (default_output and Path(default_output)) or None)
     return Route(settings, sender, recipient, is_sent, output)
 
 
-def link(plane: ControlPlane, key: ApiKey, text: str) -> Handover:
-    """Put a key behind a link."""
+def link(plane: ControlPlane, session: Session, key: ApiKey, text: str) -> Handover:
+    """Put a key behind a link, in the transaction that may have made the key.
+
+    In another one, a fault between the two would leave a key whose text nobody has.
+    """
     url = plane.settings.reachable_url
     claim_until = utc_now() + timedelta(seconds=TTL_S)
-    try:
-        token = create_claim(plane.engine, key, text, url)
-    except StorageUnavailable as error:
-        # The key is made, and its text is nowhere else.
-        raise Refused(f"no link could be made ({error.reason}); the key itself: {text}") from None
+    token = add_claim(session, key, text, url)
     return Handover(claim_url=f"{url}/claim/{token}", claim_until=claim_until)
-
-
-def tell(letter: dict[str, Any]) -> str:
-    """Say in one line where a mail is."""
-    places = []
-    if letter["sent"]:
-        places.append(f"was sent to {letter['to']}")
-    if letter["output"]:
-        places.append(f"to {letter['to']} is in {letter['output']}")
-    return f"The mail {' and '.join(places)}."
 
 
 def _check_writable(output: Path | None) -> None:
@@ -114,10 +149,8 @@ def _check_writable(output: Path | None) -> None:
         raise Refused(f"no file can be made in {directory.absolute()}")
 
 
-def _write(message: EmailMessage, output: Path, handover: Handover) -> None:
+def _write(message: EmailMessage, output: Path) -> None:
     try:
         write_eml(message, output)
     except OSError as error:
-        # The key is made, and its text is nowhere else.
-        rest = f"; the claim link is {handover.claim_url}" if handover.claim_url else ""
-        raise Refused(f"{output}: {error.strerror}{rest}") from None
+        raise Refused(f"{output}: {error.strerror}") from None

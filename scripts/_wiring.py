@@ -1,4 +1,4 @@
-"""What the commands in this directory share: the control plane, questions, and how they end.
+"""What the commands in this directory share: the control plane, options, questions, their end.
 
 Exit status: 0 done, 1 refused or not possible, 2 wrong usage or a bad setting.
 """
@@ -11,15 +11,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from getpass import getpass
 from io import TextIOWrapper
 from typing import Any, NamedTuple, NoReturn
 
 from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
 
-from app.errors import Invalid, LoggerError, StorageUnavailable
+from app.errors import Invalid, LoggerError, NotFound, StorageUnavailable
 from app.keys.bootstrap import open_secrets
-from app.keys.database import StartRefused, open_current
+from app.keys.database import StartRefused, embedded_url, open_current, sqlite_path
+from app.keys.models import ApiKey
 from app.keys.objects import RotationPolicy
+from app.keys.registry import get_key
 from app.keys.verifier import Peppers
 from app.settings import BadSetting, Settings, load_settings
 
@@ -42,11 +46,17 @@ class ControlPlane(NamedTuple):
 
 
 @contextmanager
-def control_plane() -> Iterator[ControlPlane]:
-    """Open the control plane as the server would from this directory, running or not."""
+def control_plane(*, may_create: bool = False) -> Iterator[ControlPlane]:
+    """Open the control plane as the server would from this directory, running or not.
+
+    A database is made only by what a first use may need: anything else would find it empty, and
+    hide that the real one is elsewhere.
+    """
     settings = load_settings()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("app").setLevel(logging.INFO)
+    if not may_create:
+        _check_there(settings)
     # The database first: a secret is of no use where no database can be made.
     engine = open_current(settings.database_url, settings.data_dir)
     try:
@@ -58,10 +68,7 @@ def control_plane() -> Iterator[ControlPlane]:
 
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process as its outcome asks: one line, no traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A name that a terminal can't show must not cost the key that stands beside it.
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         command()
         sys.stdout.flush()
@@ -75,26 +82,93 @@ def run(command: Callable[[], None]) -> NoReturn:
     except (Refused, StartRefused, LoggerError) as error:
         _end(1, str(error))
     except BrokenPipeError:
-        # The reader (`| head`) has enough; the interpreter's own flush must not complain of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # the reader (`| head`) has enough
     except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, UnicodeError) as error:
+        _end(130, "interrupted")
+    except OSError as error:
+        _end(1, error.strerror or str(error))
+    except UnicodeError as error:
         _end(1, f"{type(error).__name__}: {error}")
+    finally:
+        _let_go()
     sys.exit(0)
 
 
-def ask(question: str, *, to_stderr: bool) -> str:
+def open_parser(
+    description: str | None, json_help: str = "print one JSON object", *, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """Give a parser of options, --json among them, that leaves the lines of texts as they are."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help=json_help)
+    return parser
+
+
+def add_client_id(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `client_id_of` reads."""
+    parser.add_argument("--client", metavar="ID", help="client_id, such as acme_corp; asked for")
+
+
+def add_key_id(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that `key_id_of` reads."""
+    parser.add_argument("key_id", nargs="?", metavar="KEY_ID", help="key_id or UUID; asked for")
+
+
+def add_expires(parser: argparse.ArgumentParser) -> None:
+    """Add the end of a key."""
+    parser.add_argument("--expires", type=_moment, metavar="T", help="RFC 3339, a date, or 90d")
+
+
+def client_id_of(arguments: argparse.Namespace) -> str:
+    """Give the client_id that is meant, asked for if it was left out."""
+    question = "Enter client_id (e.g., 'acme_corp'): "
+    return needed(arguments.client, "client_id", question, to_stderr=arguments.json)
+
+
+def key_id_of(arguments: argparse.Namespace) -> str:
+    """Give the key_id or UUID that is meant, asked for if it was left out."""
+    return needed(arguments.key_id, "key_id", "Enter key_id: ", to_stderr=arguments.json)
+
+
+def needed(value: str | None, name: str, question: str, *, to_stderr: bool) -> str:
+    """Give a value, asked for if it was left out; Refused if there is none."""
+    found = value or ask(question, to_stderr=to_stderr)
+    if not found:
+        raise Refused(f"{name} is required")
+    return found
+
+
+def ask(question: str, *, to_stderr: bool, is_secret: bool = False) -> str:
     """Ask for a value; the empty text if there is no answer.
 
-    The question goes to stderr where stdout is for a machine.
+    The question goes to stderr where stdout is for a machine. A terminal does not show a secret.
     """
-    print(question, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
-    line = sys.stdin.readline() if sys.stdin is not None else ""
-    if not (line.endswith("\n") and sys.stdin.isatty()):
-        # Nobody typed the line break that would end the question's line.
-        print(file=sys.stderr if to_stderr else sys.stdout)
+    stream = sys.stderr if to_stderr else sys.stdout
+    is_typed = sys.stdin is not None and sys.stdin.isatty()
+    line = ""
+    try:
+        if is_secret and is_typed:
+            return getpass(question, stream).strip()
+        print(question, end="", file=stream, flush=True)
+        line = sys.stdin.readline() if sys.stdin is not None else ""
+    except EOFError:
+        return ""
+    finally:
+        if not is_secret and not (is_typed and line.endswith("\n")):
+            # Nobody typed the line break that would end the question's line.
+            print(file=stream, flush=True)
     return line.strip()
+
+
+def known_key(plane: ControlPlane, key_id: str) -> ApiKey:
+    """Find a key by its key_id or UUID; Refused if there is none."""
+    try:
+        return get_key(plane.engine, key_id)
+    except NotFound:
+        raise Refused(f"no key {key_id!r}; list_api_keys.py shows them") from None
 
 
 def print_json(value: Any) -> None:
@@ -102,7 +176,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value))
 
 
-def moment(text: str) -> datetime:
+def _moment(text: str) -> datetime:
     """Read RFC 3339 (UTC if no zone is given), a date, or days from now as `90d`."""
     try:
         if text.endswith("d"):
@@ -115,6 +189,34 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
+def _check_there(settings: Settings) -> None:
+    url = make_url(settings.database_url or embedded_url(settings.data_dir))
+    if url.get_backend_name() == "sqlite" and not sqlite_path(url).exists():
+        setting = "DATABASE_URL" if settings.database_url else "DATA_DIR"
+        path = sqlite_path(url).absolute()
+        raise Refused(f"there is no control database at {path}; is {setting} the server's?")
+
+
+def _prepare_streams() -> None:
+    if sys.stderr is None:
+        # `2>&-`: print() would take stdout for it, and the next file that is opened its number.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # as long as the process lives
+    if sys.stdout is None:
+        _end(1, "standard output is closed")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that a terminal can't show must not cost the key that stands beside it.
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _end(status: int, message: str) -> NoReturn:
     print(f"Error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def _let_go() -> None:
+    """Leave nothing to the interpreter's own flush at the end, which complains of a failure."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

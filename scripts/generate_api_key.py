@@ -2,9 +2,19 @@
 
 import argparse
 import logging
-from typing import NoReturn
 
-from _wiring import ControlPlane, Refused, ask, control_plane, moment, print_json, run
+from _handover import handing_over, switch_off
+from _wiring import (
+    ControlPlane,
+    Refused,
+    add_client_id,
+    add_expires,
+    client_id_of,
+    control_plane,
+    open_parser,
+    print_json,
+    run,
+)
 
 from app.delivery.secrets_managers import (
     NotDelivered,
@@ -13,12 +23,11 @@ from app.delivery.secrets_managers import (
     open_manager,
     parse_target,
 )
-from app.errors import LoggerError
-from app.keys.lifecycle import deactivate_key
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.objects import key_object
-from app.keys.registry import ENVIRONMENTS, create_key
+from app.keys.registry import create_key
 from app.keys.roles import ADMIN, ROLES
+from app.keys.token import ENVIRONMENTS
 
 RULE = "-" * 72
 
@@ -44,20 +53,17 @@ LIBRARIES = ("azure", "boto3", "botocore", "hvac", "msal", "urllib3")
 def main() -> None:
     """Make the key and show it, this once."""
     arguments = _arguments()
-    client_id = arguments.client or ask(
-        "Enter client_id (e.g., 'acme_corp'): ", to_stderr=arguments.json
-    )
-    if not client_id:
-        raise Refused("client_id is required")
+    client_id = client_id_of(arguments)
     if arguments.deliver:
         _deliver(client_id, arguments)
         return
-    with control_plane() as plane:
+    with control_plane(may_create=True) as plane:
         key, text = _create(plane, client_id, arguments)
-    if arguments.json:
-        print_json({**key_object(key, plane.rotation_policy), "key": text})
-    else:
-        print(_letter(key, text, plane.settings.reachable_url))
+        with handing_over(switch_off(plane, key)):
+            if arguments.json:
+                print_json({**key_object(key, plane.rotation_policy), "key": text})
+            else:
+                print(_letter(key, text, plane.settings.reachable_url))
 
 
 def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
@@ -69,9 +75,10 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
         with open_manager(target) as manager:
             # First: a key is not made if it has nowhere to go.
             manager.check()
-            with control_plane() as plane:
+            with control_plane(may_create=True) as plane:
                 key, text = _create(plane, client_id, arguments)
-                _put(plane, manager, target, key, text)
+                with handing_over(switch_off(plane, key)):
+                    _put(plane, manager, target, key, text)
     except NotDelivered as error:
         raise Refused(str(error)) from None
     if arguments.json:
@@ -92,32 +99,22 @@ def _put(
     try:
         manager.put(secret)
     except NotDelivered as error:
-        _withdraw(plane, key, str(error))
-    except BaseException:  # noqa: BLE001  # Ctrl-C too: the key may or may not have arrived
-        _withdraw(plane, key, f"{target}: interrupted")
-
-
-def _withdraw(plane: ControlPlane, key: ApiKey, reason: str) -> NoReturn:
-    try:
-        deactivate_key(plane.engine, key.key_id)
-    except LoggerError:
-        raise Refused(f"{reason}; key {key.key_id} is still active: revoke it") from None
-    raise Refused(f"{reason}; key {key.key_id} was switched off again") from None
+        raise Refused(str(error)) from None
+    except KeyboardInterrupt:
+        raise Refused(f"{target}: interrupted") from None
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=DELIVERY, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--client", metavar="ID", help="client_id, such as acme_corp; asked for")
+    parser = open_parser(__doc__, epilog=DELIVERY)
+    add_client_id(parser)
     parser.add_argument("--name", help="what the key is for (default: the client_id)")
-    parser.add_argument("--description", default="")
+    parser.add_argument("--description", default="", metavar="TEXT", help="more about it")
     parser.add_argument("--role", choices=[r for r in ROLES if r != ADMIN], default="client")
     parser.add_argument("--environment", choices=ENVIRONMENTS, default="live")
     parser.add_argument(
         "--dataset", action="append", metavar="NAME", help="allow only this one; repeatable"
     )
-    parser.add_argument("--expires", type=moment, metavar="T", help="RFC 3339, a date, or 90d")
+    add_expires(parser)
     for name in LIMIT_NAMES:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, metavar="N", help="0 = unlimited"
@@ -126,7 +123,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--deliver", type=_target, metavar="MANAGER:NAME", help="put the key there; see below"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
 

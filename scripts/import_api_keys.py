@@ -12,22 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
+from _wiring import ControlPlane, Refused, control_plane, needed, open_parser, print_json, run
 
 from app.errors import Invalid
-from app.keys.imports import (
-    FORMATS,
-    BadKeyList,
-    Entry,
-    EntryFault,
-    StoredAlready,
-    check_new,
-    import_key,
-    is_weak,
-    prepare_import,
-    read_key_list,
-)
+from app.keys.entry import Entry, EntryFault
+from app.keys.imports import StoredAlready, check_new, import_key, prepare_import
+from app.keys.key_list import FORMATS, BadKeyList, read_key_list
 from app.keys.models import ApiKey
+from app.keys.strength import is_weak
 
 SUFFIXES = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".csv": "csv"}
 # Each is an argon2 at a time (19 MiB), and then a turn at the one writer of the database.
@@ -46,8 +38,9 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Import, and report by the numbers of the entries."""
     parser, arguments = _arguments()
-    file = Path(arguments.file or ask("Enter the file with the keys: ", to_stderr=arguments.json))
-    with control_plane() as plane:
+    question = "Enter the file with the keys: "
+    file = Path(needed(arguments.file, "FILE", question, to_stderr=arguments.json))
+    with control_plane(may_create=True) as plane:
         form = arguments.format or SUFFIXES.get(file.suffix.lower())
         if form is None:
             parser.error("--format is needed: the file's name ends in none of .json .yaml .csv")
@@ -71,13 +64,10 @@ def main() -> None:
 
 
 def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = open_parser(__doc__)
     parser.add_argument("file", nargs="?", metavar="FILE", help="asked for if it is missing")
     parser.add_argument("--format", choices=FORMATS, help="default: by the end of its name")
     parser.add_argument("--dry-run", action="store_true", help="store nothing, only say")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser, parser.parse_args()
 
 

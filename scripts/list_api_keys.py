@@ -1,17 +1,16 @@
 """List API keys, never more of them than their public part."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from _wiring import control_plane, print_json, run
+from _wiring import control_plane, open_parser, print_json, run
 from sqlalchemy import Engine
 
+from app.activity.database import open_activity
 from app.activity.uses import read_sources, read_uses
 from app.errors import StorageUnavailable
-from app.keys.database import open_activity
 from app.keys.models import ApiKey, KeySource, KeyUse, utc_now
 from app.keys.objects import UNKNOWN_USE, RotationPolicy, key_object, source_objects
 from app.keys.registry import DUE_DAYS_MAX, KeyFilter, list_keys
@@ -21,7 +20,7 @@ COLUMNS = ("KEY", "CLIENT", "NAME", "ROLE", "STATUS", "CREATED", "EXPIRES", "LAS
 
 def main() -> None:
     """Print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = open_parser(__doc__, 'print {"api_keys": [...]}')
     parser.add_argument("--client", metavar="ID", help="only this client's")
     parser.add_argument("--include-inactive", action="store_true", help="revoked ones too")
     parser.add_argument(
@@ -31,7 +30,6 @@ def main() -> None:
         metavar="DAYS",
         help="only those that end or are due for rotation within DAYS, or have been",
     )
-    parser.add_argument("--json", action="store_true", help='print {"api_keys": [...]}')
     arguments = parser.parse_args()
     with control_plane() as plane:
         due = None
@@ -56,10 +54,7 @@ class Evidence(NamedTuple):
 
 
 def _read_evidence(control: Engine, keys: list[ApiKey]) -> Evidence:
-    try:
-        activity = open_activity(control)
-    except StorageUnavailable as error:
-        return _no_evidence(error)
+    activity = open_activity(control)
     try:
         uses = read_uses(activity, [key.key_id for key in keys])
         in_grace = [key.key_id for key in keys if _is_in_grace(key)]

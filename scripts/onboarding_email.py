@@ -8,14 +8,27 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from _letters import Route, find_client, link, open_route, tell
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
+from _handover import Undo, close_link, handing_over, switch_off
+from _letters import Route, known_client, link, open_route
+from _wiring import (
+    ControlPlane,
+    Refused,
+    add_client_id,
+    ask,
+    client_id_of,
+    control_plane,
+    known_key,
+    needed,
+    open_parser,
+    print_json,
+    run,
+)
 
-from app.delivery.mail import BY_OTHER_MEANS, Handover, compose
-from app.errors import NotFound
+from app.delivery.mail import Handover, compose
+from app.keys.database import writing
 from app.keys.models import ApiKey
 from app.keys.objects import key_object
-from app.keys.registry import create_key, get_key
+from app.keys.registry import add_key, new_key
 
 
 class Subject(NamedTuple):
@@ -29,38 +42,27 @@ class Subject(NamedTuple):
 def main() -> None:
     """Make the key if need be, and the mail."""
     arguments = _arguments()
-    client_id = arguments.client
-    if not client_id and not arguments.key_id:
-        client_id = ask("Enter client_id (e.g., 'acme_corp'): ", to_stderr=arguments.json)
-        if not client_id:
-            raise Refused("client_id is required")
     with control_plane() as plane:
-        subject = _subject(plane, client_id, arguments.key_id)
-        route = _open_route(plane, subject.client_id, arguments)
-        key, text = subject.key, subject.text
-        if key is None:
-            key, text = _create(plane, subject.client_id)
-        handover = _handover(plane, key, text, is_inline=arguments.inline_key)
+        subject = _subject(plane, arguments)
+        route = _open_route(plane, subject, arguments)
+        key, handover, undo = _prepare(plane, subject, is_inline=arguments.inline_key)
         url = plane.settings.reachable_url
-        message = compose(key, handover, url=url, sender=route.sender, to=route.to)
-        letter = {
-            "claim_url": handover.claim_url or None,
-            **route.dispatch(message, handover, f"onboarding-{key.client_id}-{key.key_id}.eml"),
-        }
-        shown = key_object(key, plane.rotation_policy)
-    if arguments.json:
-        print_json(shown | letter)
-        return
-    print(f"{tell(letter)} It is about key {key.key_prefix} of {key.client_id}.")
-    if handover.claim_url:
-        print(f"Its claim link works once:\n\n    {handover.claim_url}")
+        with handing_over(undo):
+            message = compose(key, handover, url=url, sender=route.sender, to=route.to)
+            letter = route.dispatch(message, handover, _file_name(key))
+    with letter.telling():
+        if arguments.json:
+            extra = {"claim_url": handover.claim_url or None, **letter.as_object()}
+            print_json(key_object(key, plane.rotation_policy) | extra)
+        else:
+            print(f"{letter} It is about key {key.key_prefix} of {key.client_id}.")
+            if handover.claim_url:
+                print(f"Its claim link works once:\n\n    {handover.claim_url}")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--client", metavar="ID", help="client_id, such as acme_corp; asked for")
+    parser = open_parser(__doc__, "print one JSON object, which never holds the key")
+    add_client_id(parser)
     parser.add_argument(
         "--key-id",
         metavar="ID",
@@ -74,58 +76,71 @@ def _arguments() -> argparse.Namespace:
         "--inline-key", action="store_true", help="put the key into the mail, in place of a link"
     )
     parser.add_argument("--send", action="store_true", help="send the mail by SMTP_URL")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, which never holds the key"
-    )
     return parser.parse_args()
 
 
-def _subject(plane: ControlPlane, client_id: str | None, key_id: str | None) -> Subject:
-    if key_id is None:
-        return Subject(client_id or "", None, "")
-    try:
-        key = get_key(plane.engine, key_id)
-    except NotFound:
-        raise Refused(f"no key {key_id!r}; list_api_keys.py shows them") from None
+def _subject(plane: ControlPlane, arguments: argparse.Namespace) -> Subject:
+    if not arguments.key_id:
+        return Subject(client_id_of(arguments), None, "")
+    key = known_key(plane, arguments.key_id)
     if key.client_id is None:
         raise Refused(f"key {key.key_id} is the platform's, not a client's")
-    if client_id not in {None, key.client_id}:
-        raise Refused(f"key {key.key_id} is not one of client {client_id!r}")
+    if arguments.client not in {None, key.client_id}:
+        raise Refused(f"key {key.key_id} is not one of client {arguments.client!r}")
     if not key.is_active or key.has_ended:
         raise Refused(f"key {key.key_id} is inactive or has expired")
-    text = ask("Paste the API key (empty to leave it out): ", to_stderr=True)
+    question = "Paste the API key (empty to leave it out): "
+    text = ask(question, to_stderr=True, is_secret=True)
     if text and not (key.verifier and plane.peppers.verify(key.verifier, text)):
         raise Refused(f"that is not key {key.key_id}")
     return Subject(key.client_id, key, text)
 
 
-def _open_route(plane: ControlPlane, client_id: str, arguments: argparse.Namespace) -> Route:
-    client = find_client(plane, client_id)
-    to = arguments.to or (client.contact_email if client else None)
-    if not to:
-        to = ask("Enter the client's mail address: ", to_stderr=arguments.json)
-    if not to:
-        raise Refused("a mail address is required: --to, or the client's contact_email")
-    name = client.name if client else client_id
-    return open_route(plane.settings, to, name, is_sent=arguments.send, output=arguments.output)
-
-
-def _create(plane: ControlPlane, client_id: str) -> tuple[ApiKey, str]:
-    return create_key(
-        plane.engine,
-        plane.peppers,
-        key_hasher=plane.settings.key_hasher,
-        create_client=True,
-        client_id=client_id,
-        name=client_id,
-        created_by="onboarding_email.py",
+def _open_route(plane: ControlPlane, subject: Subject, arguments: argparse.Namespace) -> Route:
+    client = known_client(plane, subject.client_id)
+    to = needed(
+        arguments.to or (client.contact_email if client else None),
+        "a mail address",
+        "Enter the client's mail address: ",
+        to_stderr=arguments.json,
+    )
+    return open_route(
+        plane.settings,
+        to,
+        client.name if client else subject.client_id,
+        is_sent=arguments.send,
+        output=arguments.output,
+        default_output=None if subject.key is None else _file_name(subject.key),
     )
 
 
-def _handover(plane: ControlPlane, key: ApiKey, text: str, *, is_inline: bool) -> Handover:
-    if not text:
-        return BY_OTHER_MEANS
-    return Handover(text=text) if is_inline else link(plane, key, text)
+def _prepare(
+    plane: ControlPlane, subject: Subject, *, is_inline: bool
+) -> tuple[ApiKey, Handover, Undo | None]:
+    """Make the key, unless it exists, and its link: both, or nothing."""
+    key, text = subject.key, subject.text
+    if key is None:
+        client_id = subject.client_id
+        key, text = new_key(
+            plane.peppers,
+            plane.settings.key_hasher,
+            client_id=client_id,
+            name=client_id,
+            created_by="onboarding_email.py",
+        )
+    handover = Handover(text=text)
+    with writing(plane.engine) as session:
+        if subject.key is None:
+            add_key(session, key, create_client=True)
+        if text and not is_inline:
+            handover = link(plane, session, key, text)
+    if subject.key is None:
+        return key, handover, switch_off(plane, key)
+    return key, handover, close_link(plane, handover) if handover.claim_url else None
+
+
+def _file_name(key: ApiKey) -> str:
+    return f"onboarding-{key.client_id}-{key.key_id}.eml"
 
 
 if __name__ == "__main__":

@@ -1,36 +1,37 @@
 """Revoke an API key: it fails from the next request on, everywhere."""
 
-import argparse
 import fcntl
-import sys
 from pathlib import Path
 
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
+from _wiring import (
+    ControlPlane,
+    Refused,
+    add_key_id,
+    ask,
+    control_plane,
+    key_id_of,
+    known_key,
+    open_parser,
+    print_json,
+    run,
+)
 
+from app.activity.database import open_activity
 from app.activity.presence import Receipt, await_dropped
-from app.errors import NotFound, StorageUnavailable
-from app.keys.database import StartRefused, open_activity
 from app.keys.lifecycle import deactivate_key
 from app.keys.objects import key_object
-from app.keys.registry import get_key
 from app.settings import SERVER_LOCK
 
 
 def main() -> None:
     """Ask, then deactivate; a key that is off already stays so."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("key_id", nargs="?", metavar="KEY_ID", help="key_id or UUID; asked for")
+    parser = open_parser(__doc__, "print the key's JSON object")
+    add_key_id(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--json", action="store_true", help="print the key's JSON object")
     arguments = parser.parse_args()
-    key_id = arguments.key_id or ask("Enter key_id: ", to_stderr=arguments.json)
-    if not key_id:
-        raise Refused("key_id is required")
+    key_id = key_id_of(arguments)
     with control_plane() as plane:
-        try:
-            key = get_key(plane.engine, key_id)
-        except NotFound:
-            raise Refused(f"no key {key_id!r}; list_api_keys.py shows them") from None
+        key = known_key(plane, key_id)
         question = f"Revoke {key.key_prefix} ({key.name})? [y/N] "
         if not arguments.yes and ask(question, to_stderr=arguments.json).lower() not in (
             "y",
@@ -49,12 +50,7 @@ def main() -> None:
 
 def _await_dropped(plane: ControlPlane, generation: int) -> Receipt:
     """Wait for the proof; without it the key is revoked all the same."""
-    try:
-        activity = open_activity(plane.engine)
-    except (StartRefused, StorageUnavailable) as error:
-        reason = error.reason if isinstance(error, StorageUnavailable) else error
-        print(f"What workers know of the keys cannot be read: {reason}", file=sys.stderr)
-        return Receipt(effective_at=None, workers=0, ms=0.0, unconfirmed=1)
+    activity = open_activity(plane.engine)
     try:
         is_served = _is_served(plane.settings.data_dir)
         return await_dropped(plane.engine, activity, generation, is_served=is_served)

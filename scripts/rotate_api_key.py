@@ -6,49 +6,43 @@ The new key is shown once, or with --notify mailed to its owner behind a link th
 import argparse
 from typing import Any
 
-from _letters import find_client, link, open_route, tell
-from _wiring import ControlPlane, Refused, ask, control_plane, print_json, run
+from _handover import handing_over, unrotate
+from _letters import known_client, link, open_route
+from _wiring import (
+    ControlPlane,
+    add_key_id,
+    control_plane,
+    key_id_of,
+    known_key,
+    open_parser,
+    print_json,
+    run,
+)
+from sqlmodel import Session
 
 from app.delivery.mail import compose
 from app.delivery.templates import utc_text
-from app.errors import NotFound
-from app.keys.lifecycle import GRACE_S_DEFAULT, Rotation, rotate_key
+from app.keys.database import writing
+from app.keys.lifecycle import GRACE_S_DEFAULT, Rotation, replace_key
+from app.keys.models import ApiKey
 from app.keys.objects import iso_time, key_object
-from app.keys.registry import get_key
 
 
 def main() -> None:
     """Rotate, then show the key or mail its link."""
     arguments = _arguments()
-    key_id = arguments.key_id or ask("Enter key_id: ", to_stderr=arguments.json)
-    if not key_id:
-        raise Refused("key_id is required")
+    key_id = key_id_of(arguments)
     with control_plane() as plane:
-        if arguments.notify is not None:
-            rotation, extra = _notify(plane, key_id, arguments)
+        old = known_key(plane, key_id)
+        if arguments.notify is None:
+            _show(plane, old, arguments)
         else:
-            rotation = _rotate(plane, key_id, arguments.grace_seconds)
-            extra = {"key": rotation.text}
-        shown = key_object(rotation.key, plane.rotation_policy)
-        url = plane.settings.reachable_url
-    if arguments.json:
-        old = {
-            "grace_until": iso_time(rotation.old.grace_until),
-            "old_key_id": rotation.old.key_id,
-        }
-        print_json(shown | extra | old)
-    elif arguments.notify is not None:
-        print(f"{_deadline(rotation)}\n\n{tell(extra)} Its claim link works once:")
-        print(f"\n    {extra['claim_url']}")
-    else:
-        print(_letter(rotation, url))
+            _notify(plane, old, arguments)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("key_id", nargs="?", metavar="KEY_ID", help="key_id or UUID; asked for")
+    parser = open_parser(__doc__)
+    add_key_id(parser)
     parser.add_argument(
         "--grace-seconds",
         type=int,
@@ -61,56 +55,61 @@ def _arguments() -> argparse.Namespace:
         metavar="ADDR",
         help="mail the link there, by SMTP_URL; without it, into a file",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
 
-def _notify(
-    plane: ControlPlane, key_id: str, arguments: argparse.Namespace
-) -> tuple[Rotation, dict[str, Any]]:
+def _show(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
+    with writing(plane.engine) as session:
+        rotation = _rotate(session, plane, old, arguments.grace_seconds)
+    with handing_over(unrotate(plane, rotation)):
+        if arguments.json:
+            print_json(_object(plane, rotation) | {"key": rotation.text})
+        else:
+            print(_letter(rotation, plane.settings.reachable_url))
+
+
+def _notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
     """Rotate, and mail the link; nothing is rotated that could not be told of."""
-    client = find_client(plane, _client_of(plane, key_id))
+    client = known_client(plane, old.client_id)
     name = client.name if client else "platform"
-    route = open_route(plane.settings, arguments.notify, name, is_sent=True, output=None)
-    rotation = _rotate(plane, key_id, arguments.grace_seconds)
-    handover = link(plane, rotation.key, rotation.text)
-    message = compose(
-        rotation.key,
-        handover,
-        url=plane.settings.reachable_url,
-        sender=route.sender,
-        to=route.to,
-        old=rotation.old,
-    )
-    owner = rotation.key.client_id or "platform"
-    default_output = f"rotation-{owner}-{rotation.key.key_id}.eml"
-    sent = route.dispatch(message, handover, default_output)
-    return rotation, {"claim_url": handover.claim_url, **sent}
-
-
-def _client_of(plane: ControlPlane, key_id: str) -> str | None:
-    try:
-        return get_key(plane.engine, key_id).client_id
-    except NotFound:
-        raise _unknown(key_id) from None
-
-
-def _rotate(plane: ControlPlane, key_id: str, grace_s: int) -> Rotation:
-    try:
-        return rotate_key(
-            plane.engine,
-            plane.peppers,
-            key_id,
-            grace_s=grace_s,
-            key_hasher=plane.settings.key_hasher,
-            created_by="rotate_api_key.py",
+    route = open_route(plane.settings, arguments.notify, name, is_sent=True)
+    with writing(plane.engine) as session:
+        rotation = _rotate(session, plane, old, arguments.grace_seconds)
+        handover = link(plane, session, rotation.key, rotation.text)
+    key = rotation.key
+    file_name = f"rotation-{key.client_id or 'platform'}-{key.key_id}.eml"
+    url = plane.settings.reachable_url
+    with handing_over(unrotate(plane, rotation)):
+        message = compose(
+            key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old
         )
-    except NotFound:
-        raise _unknown(key_id) from None
+        letter = route.dispatch(message, handover, file_name)
+    with letter.telling():
+        if arguments.json:
+            extra = {"claim_url": handover.claim_url, **letter.as_object()}
+            print_json(_object(plane, rotation) | extra)
+        else:
+            print(f"{_deadline(rotation)}\n\n{letter} Its claim link works once:")
+            print(f"\n    {handover.claim_url}")
 
 
-def _unknown(key_id: str) -> Refused:
-    return Refused(f"no key {key_id!r}; list_api_keys.py shows them")
+def _rotate(session: Session, plane: ControlPlane, old: ApiKey, grace_s: int) -> Rotation:
+    return replace_key(
+        session,
+        plane.peppers,
+        old.key_id,
+        grace_s=grace_s,
+        key_hasher=plane.settings.key_hasher,
+        created_by="rotate_api_key.py",
+    )
+
+
+def _object(plane: ControlPlane, rotation: Rotation) -> dict[str, Any]:
+    return {
+        **key_object(rotation.key, plane.rotation_policy),
+        "grace_until": iso_time(rotation.old.grace_until),
+        "old_key_id": rotation.old.key_id,
+    }
 
 
 def _deadline(rotation: Rotation) -> str:

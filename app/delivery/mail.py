@@ -30,9 +30,6 @@ class Handover(NamedTuple):
         return self.text or f"<your key {key.key_prefix}>"
 
 
-BY_OTHER_MEANS = Handover()
-
-
 def compose(  # noqa: PLR0913  # each a fact of the mail
     key: ApiKey,
     handover: Handover,
@@ -71,8 +68,12 @@ def compose(  # noqa: PLR0913  # each a fact of the mail
 def write_eml(message: EmailMessage, path: Path) -> None:
     """Write a message to a new file that only its owner can read.
 
-    Raises OSError, FileExistsError for a file that is there among them.
+    Raises OSError, FileExistsError for a file that is there among them; a part is not left.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(message.as_bytes())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(message.as_bytes())
+    except BaseException:
+        path.unlink()
+        raise

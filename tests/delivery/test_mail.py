@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.mail import BY_OTHER_MEANS, ONBOARDING, ROTATION, Handover, compose, write_eml
+from app.delivery.mail import ONBOARDING, ROTATION, Handover, compose, write_eml
 from app.delivery.smtp import mailbox
 from app.delivery.templates import SAMPLES, utc_text
 from app.keys.models import ApiKey, utc_now
@@ -93,7 +93,7 @@ def test_the_key_itself() -> None:
 
 def test_a_key_that_was_handed_over_separately() -> None:
     """Without link and key the mail says that it comes another way, and how it begins."""
-    for body in _parts(_mail(BY_OTHER_MEANS)):
+    for body in _parts(_mail(Handover())):
         assert "handed to you separately" in body
         assert "cl_live_acme_NewKeyOfAcme" in body
         assert "/claim/" not in body

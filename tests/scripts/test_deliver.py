@@ -1,10 +1,8 @@
 """generate_api_key.py --deliver, against what speaks each manager's API."""
 
 import json
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,16 @@ from moto.server import ThreadedMotoServer
 
 from app.errors import InvalidKey
 from tests.delivery.managers import AzureServer, VaultServer
-from tests.scripts.runner import SCRIPTS, Runner
+from tests.scripts.runner import SECRET, Runner, error_line
 
-KEY = re.compile(r"cl_(?:live|test)_\w{61,}")
 AWS_SECRET = "aws-secret-access-key-of-the-test"
+AWS_SETTINGS = {
+    "AWS_DEFAULT_REGION": "eu-central-1",
+    "AWS_ACCESS_KEY_ID": "AKIAOFTHETEST0000000",
+    "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",
+}
 NOWHERE = "http://127.0.0.1:1"
 
 AWS = "aws-secrets-manager:acme/logger"
@@ -59,22 +63,15 @@ class Aws:
     def __init__(self, url: str) -> None:
         self.url = url
         _post(f"{url}/moto-api/reset")
-        self.environment = {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_DEFAULT_REGION": "eu-central-1",
-            "AWS_ACCESS_KEY_ID": "AKIAOFTHETEST0000000",
-            "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",
-        }
+        self.environment = {"AWS_ENDPOINT_URL": url, **AWS_SETTINGS}
 
     def client(self, service: str) -> Any:
         """Give a client of the test's own."""
         return boto3.client(
             service,
             endpoint_url=self.url,
-            region_name="eu-central-1",
-            aws_access_key_id="AKIAOFTHETEST0000000",
+            region_name=AWS_SETTINGS["AWS_DEFAULT_REGION"],
+            aws_access_key_id=AWS_SETTINGS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=AWS_SECRET,
         )
 
@@ -142,11 +139,9 @@ def _check_secret(run: Runner, secret: dict[str, str]) -> None:
 def _check_failure(done: subprocess.CompletedProcess[str], target: str, part: str) -> None:
     """Check that a refusal is one line on stderr, which names the target and holds no secret."""
     assert (done.returncode, done.stdout) == (1, ""), done
-    # The first command on a directory also says that it prepared the database.
-    (line,) = [one for one in done.stderr.splitlines() if not one.startswith("prepared ")]
+    line = error_line(done.stderr)
     assert line.startswith(f"Error: {target}: ")
     assert part in line
-    assert not KEY.search(line)
     assert not any(word in line for word in (VaultServer.token, AzureServer.token, AWS_SECRET))
 
 
@@ -158,31 +153,33 @@ def _check_withdrawn(run: Runner, done: subprocess.CompletedProcess[str]) -> Non
 
 
 def _check_no_key(run: Runner) -> None:
+    run.prepare()  # no key is made where there is no database yet, either
     assert run.json("list_api_keys", "--include-inactive") == {"api_keys": []}
+
+
+def _check_delivered(run: Runner, target: str, environment: dict[str, str]) -> str:
+    """Check that a delivery is told without the key; give what is told."""
+    done = _deliver(run, target, {**environment, "PUBLIC_URL": "https://logs.example.com"})
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    assert target in done.stdout
+    assert not SECRET.search(done.stdout + done.stderr)
+    return done.stdout
 
 
 def test_aws_gets_the_key(run: Runner, aws: Aws) -> None:
     """A secret is made in AWS, later a new version of it; stdout says where, and no key."""
-    environment = {**aws.environment, "PUBLIC_URL": "https://logs.example.com"}
     for count in (1, 2):
-        done = _deliver(run, AWS, environment)
-        assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
-        assert AWS in done.stdout
-        assert not KEY.search(done.stdout + done.stderr)
+        told = _check_delivered(run, AWS, aws.environment)
         secrets = aws.secrets("acme/logger")
         assert len(secrets) == count
-        assert secrets[0]["key_id"] in done.stdout
+        assert secrets[0]["key_id"] in told
         _check_secret(run, secrets[0])
 
 
 def test_vault_gets_the_key(run: Runner, vault: VaultServer) -> None:
     """The fields are written to Vault with its token and namespace, each time as a new version."""
-    environment = {**vault.environment, "PUBLIC_URL": "https://logs.example.com"}
     for count in (1, 2):
-        done = _deliver(run, VAULT, environment)
-        assert done.returncode == 0, done.stderr
-        assert VAULT in done.stdout
-        assert not KEY.search(done.stdout + done.stderr)
+        _check_delivered(run, VAULT, vault.environment)
         assert len(vault.stored["acme/logger"]) == count
         _check_secret(run, vault.stored["acme/logger"][-1])
 
@@ -190,16 +187,12 @@ def test_vault_gets_the_key(run: Runner, vault: VaultServer) -> None:
 @pytest.mark.parametrize("named_by_url", [False, True])
 def test_azure_gets_the_key(run: Runner, azure: AzureServer, named_by_url: bool) -> None:
     """A managed identity's token sets the secret in the vault of the name, or of the setting."""
-    environment = {**azure.environment, "PUBLIC_URL": "https://logs.example.com"}
-    target = AZURE
+    environment, target = azure.environment, AZURE
     if named_by_url:
         environment["AZURE_KEY_VAULT_URL"] = f"https://{azure.name}.vault.azure.net"
         target = "azure-key-vault:acme-logger"
     for count in (1, 2):
-        done = _deliver(run, target, environment)
-        assert done.returncode == 0, done.stderr
-        assert target in done.stdout
-        assert not KEY.search(done.stdout + done.stderr)
+        _check_delivered(run, target, environment)
         sets = azure.stored["acme-logger"]
         assert (len(sets), sets[-1]["contentType"]) == (count, "application/json")
         _check_secret(run, json.loads(sets[-1]["value"]))
@@ -272,12 +265,10 @@ def test_vault_mount_of_version_1(run: Runner, vault: VaultServer) -> None:
 def test_interrupted_put(run: Runner, vault: VaultServer) -> None:
     """Ctrl-C while the key is on its way switches it off: it may have arrived or not."""
     vault.hold_puts = True
-    process = subprocess.Popen(
-        [sys.executable, SCRIPTS / "generate_api_key.py", "--client", "acme", "--deliver", VAULT],
+    process = run.start(
+        *("generate_api_key", "--client", "acme", "--deliver", VAULT),
         env={**run.environment, **vault.environment},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
     assert vault.is_holding.wait(20)
     process.send_signal(signal.SIGINT)
@@ -328,14 +319,7 @@ def test_target_that_cannot_be_reached(
     run: Runner, target: str, environment: dict[str, str], part: str
 ) -> None:
     """A server that is away and a setting that is missing are one line, and no key is made."""
-    defaults = {
-        "HOME": str(run.cwd),
-        "AWS_DEFAULT_REGION": "eu-central-1",
-        "AWS_ACCESS_KEY_ID": "AKIAOFTHETEST0000000",
-        "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",
-    }
+    defaults = {"HOME": str(run.cwd), **AWS_SETTINGS}
     chosen = {name: value for name, value in {**defaults, **environment}.items() if value}
     _check_failure(_deliver(run, target, chosen), target, part)
     _check_no_key(run)

@@ -13,12 +13,10 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from sqlalchemy import Engine
 
 from app.delivery.claims import Claimed, claim
 from app.errors import Gone, InvalidKey
 from app.keys.clients import update_client
-from app.keys.database import embedded_url, open_engine
 from loadtests.server import Server, free_port, start_product
 from tests.delivery.mail_sink import (
     PASSWORD,
@@ -30,7 +28,7 @@ from tests.delivery.mail_sink import (
     running_sink,
     texts_by_id,
 )
-from tests.scripts.runner import Runner
+from tests.scripts.runner import Runner, error_line
 
 KEY = re.compile(r"cl_(?:live|test)_\w{61,}")
 FROM = "Logger <logger@example.com>"
@@ -38,12 +36,10 @@ TO = "ops@acme.example"
 ACME = ("--client", "acme", "--to", TO)
 
 
-@pytest.fixture
-def engine(run: Runner) -> Iterator[Engine]:
-    """Give the control database of the runner, which some command has made."""
-    engine = open_engine(embedded_url(run.data_dir))
-    yield engine
-    engine.dispose()
+@pytest.fixture(autouse=True)
+def _prepared(run: Runner) -> None:
+    """See that there is a database: these commands make none."""
+    run.prepare()
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +49,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _claim(run: Runner, url: str) -> Claimed:
-    engine = open_engine(embedded_url(run.data_dir))
-    try:
+    with run.control() as engine:
         return claim(engine, url.rpartition("/claim/")[2])
-    finally:
-        engine.dispose()
 
 
 def _mail(path: Path) -> EmailMessage:
@@ -66,14 +59,6 @@ def _mail(path: Path) -> EmailMessage:
 
 def _mails(run: Runner) -> list[Path]:
     return sorted(run.cwd.glob("*.eml"))
-
-
-def _error(done: subprocess.CompletedProcess[str]) -> str:
-    """Give the one line of a refusal; the line before it may tell that a database was made."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("prepared ")]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("Error: ")
-    return lines[0]
 
 
 def _mail_settings(sink: Sink, certificate: Path) -> dict[str, str]:
@@ -138,9 +123,8 @@ def test_it_asks_for_what_is_missing(run: Runner) -> None:
 def test_a_contact_is_written_to_by_name(run: Runner) -> None:
     """Without --to the client's contact_email counts, and its name is greeted."""
     run.json("generate_api_key", "--client", "acme")
-    engine = open_engine(embedded_url(run.data_dir))
-    update_client(engine, "acme", {"contact_email": TO, "name": "Acme, Inc. & Söhne"})
-    engine.dispose()
+    with run.control() as engine:
+        update_client(engine, "acme", {"contact_email": TO, "name": "Acme, Inc. & Söhne"})
     made = run.json("onboarding_email", "--client", "acme")
     mail = _mail(run.cwd / made["output"])
     assert [(one.display_name, one.addr_spec) for one in mail["To"].addresses] == [
@@ -225,7 +209,7 @@ def test_nothing_is_made_that_could_not_be_mailed(
     (run.cwd / "there.eml").write_text("mine")
     done = run("onboarding_email", "--client", "acme", *arguments)
     assert done.returncode == status
-    assert part_of_it in _error(done)
+    assert part_of_it in error_line(done.stderr)
     assert run.json("list_api_keys")["api_keys"] == []
     assert (run.cwd / "there.eml").read_text() == "mine"
 
@@ -233,11 +217,9 @@ def test_nothing_is_made_that_could_not_be_mailed(
 def test_a_client_s_name_with_a_line_break_is_refused(run: Runner) -> None:
     """A name that got into the database past every check gets into no mail."""
     run.json("generate_api_key", "--client", "acme")
-    engine = open_engine(embedded_url(run.data_dir))
-    with engine.connect() as connection:
+    with run.control() as engine, engine.connect() as connection:
         connection.exec_driver_sql("UPDATE clients SET name = 'a' || char(13, 10) || 'Bcc: x@y.z'")
         connection.commit()
-    engine.dispose()
     done = run("onboarding_email", *ACME)
     assert (done.returncode, "line break" in done.stderr) == (1, True)
     assert _mails(run) == []
@@ -284,7 +266,7 @@ def test_send_needs_a_sender(run: Runner) -> None:
     """Without MAIL_FROM nothing is sent, nor made: a bad setting, in one line."""
     done = run("onboarding_email", *ACME, "--send", SMTP_URL="smtp://127.0.0.1:1")
     assert done.returncode == 2
-    assert "MAIL_FROM" in _error(done)
+    assert "MAIL_FROM" in error_line(done.stderr)
     assert run.json("list_api_keys")["api_keys"] == []
 
 
@@ -295,7 +277,7 @@ def test_what_could_not_be_sent_is_in_a_file(run: Runner, certificate: Path) -> 
     assert done.returncode == 1
     assert PASSWORD not in done.stderr
     (output,) = _mails(run)
-    assert f"the mail is in {output.name}" in _error(done)
+    assert f"the mail is in {output.name}" in error_line(done.stderr)
     (link,) = re.findall(r"http://\S+/claim/\w+", part(_mail(output), "plain"))
     assert run.resolve(_claim(run, link).text).client_id == "acme"
     with running_sink(certificate) as sink:

@@ -2,22 +2,19 @@
 
 import json
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine
 
+from app.activity.database import open_activity
 from app.activity.uses import Sighting, record
 from app.errors import InvalidKey
 from app.keys.bootstrap import open_secrets
-from app.keys.database import embedded_url, open_activity, open_engine, writing
+from app.keys.database import writing
 from app.keys.lifecycle import rotate_key
 from app.keys.models import Worker
 from app.keys.verifier import Peppers
-from tests.scripts.runner import SCRIPTS, Runner
+from tests.scripts.runner import Runner
 
 COMMANDS = [
     "generate_api_key",
@@ -28,14 +25,6 @@ COMMANDS = [
     "onboarding_email",
     "rotate_api_key",
 ]
-
-
-@contextmanager
-def control_of(run: Runner) -> Iterator[Engine]:
-    """Open the control database that the commands work on."""
-    engine = open_engine(embedded_url(run.data_dir))
-    yield engine
-    engine.dispose()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -126,6 +115,7 @@ def test_generate_says_what_is_wrong(
     run: Runner, arguments: list[str], status: int, part: str
 ) -> None:
     """Bad values are refused by name, without a traceback and without leaving a client."""
+    run.prepare()
     done = run("generate_api_key", *arguments)
     assert done.returncode == status
     assert part in done.stderr
@@ -180,7 +170,7 @@ def test_list_shows_the_use_of_keys(run: Runner) -> None:
     """The list says when a key was last used, and of one in grace from where, and until when."""
     used, unused = (run.json("generate_api_key", "--client", "acme") for _ in range(2))
     at = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
-    with control_of(run) as control:
+    with run.control() as control:
         activity = open_activity(control)
         record(activity, [Sighting(used["key_id"], "192.0.2.7", "n8n/1.0", 3, at, at)])
         activity.dispose()
@@ -237,7 +227,7 @@ def test_revoke_again_is_no_fault(run: Runner) -> None:
 def test_revoke_names_workers_that_are_late(run: Runner) -> None:
     """A worker that does not answer, or cannot be seen, takes nothing from the revocation."""
     keys = [run.json("generate_api_key", "--client", "acme") for _ in range(2)]
-    with control_of(run) as control:
+    with run.control() as control:
         activity = open_activity(control)
         with writing(activity) as session:
             session.add(Worker(generation=0, seen_at=datetime.now(UTC) + timedelta(minutes=1)))
@@ -249,7 +239,7 @@ def test_revoke_names_workers_that_are_late(run: Runner) -> None:
     (run.data_dir / "activity.db").write_bytes(b"no database" * 1000)
     done = run("revoke_api_key", keys[1]["key_id"], "--yes")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert "What workers know of the keys cannot be read: " in done.stderr
+    assert "what workers know of the keys cannot be read: " in done.stderr
     for key in keys:
         with pytest.raises(InvalidKey):
             run.resolve(key["key"])
@@ -257,6 +247,7 @@ def test_revoke_names_workers_that_are_late(run: Runner) -> None:
 
 def test_revoke_knows_what_it_does_not_know(run: Runner) -> None:
     """An unknown key is one line and 1; no key at all as well."""
+    run.prepare()
     done = run("revoke_api_key", "nope", "--yes")
     assert (done.returncode, done.stderr.count("Error: no key 'nope'")) == (1, 1)
     assert "Error: key_id is required" in run("revoke_api_key").stderr
@@ -288,21 +279,17 @@ def test_a_broken_database_is_one_line(run: Runner) -> None:
 def test_an_external_database_needs_a_secret(run: Runner) -> None:
     """Off embedded storage no secret is made up, and no migration run behind one's back."""
     url = f"sqlite:///{run.data_dir}/other.db"
-    done = run("list_api_keys", DATABASE_URL=url)
+    arguments = ("generate_api_key", "--client", "acme")
+    done = run(*arguments, DATABASE_URL=url)
     assert (done.returncode, "SECRET_KEY" in done.stderr) == (2, True)
-    done = run("list_api_keys", DATABASE_URL=url, SECRET_KEY="x" * 32)
+    done = run(*arguments, DATABASE_URL=url, SECRET_KEY="x" * 32)
     assert (done.returncode, "central-logger migrate" in done.stderr) == (1, True)
 
 
 def test_commands_may_run_at_once(run: Runner) -> None:
     """On a fresh data directory several commands at a time all succeed."""
     started = [
-        subprocess.Popen(
-            [sys.executable, SCRIPTS / "generate_api_key.py", "--client", "acme", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=run.environment,
-        )
+        run.start("generate_api_key", "--client", "acme", "--json", stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     outputs = [process.communicate() for process in started]

@@ -1,0 +1,103 @@
+"""What becomes of a new key, or of a link to one, that did not get to anybody: it is taken back."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from _wiring import ControlPlane, Refused
+
+from app.delivery.claims import withdraw_claim
+from app.delivery.mail import Handover
+from app.delivery.templates import utc_text
+from app.errors import LoggerError
+from app.keys.lifecycle import Rotation, deactivate_key, undo_rotation
+from app.keys.models import ApiKey
+
+
+class Undo(NamedTuple):
+    """How to take something back, and what to tell when that was done or could not be."""
+
+    step: Callable[[], object]
+    done: str
+    left: str
+
+
+def switch_off(plane: ControlPlane, key: ApiKey) -> Undo:
+    """Take a new key back."""
+    return Undo(
+        partial(deactivate_key, plane.engine, key.key_id),
+        f"key {key.key_id} was switched off again",
+        f"key {key.key_id} is still active: revoke it",
+    )
+
+
+def unrotate(plane: ControlPlane, rotation: Rotation) -> Undo:
+    """Take a rotation back, so that nobody is locked out at the end of the grace."""
+    new, old = rotation.key.key_id, rotation.old.key_id
+    until = rotation.old.ends_at
+    if until is None or rotation.old.has_ended:
+        left = f"nobody has the new key {new}, and {old} works no more: rotate {new} now"
+    else:
+        end = utc_text(until)
+        left = f"nobody has the new key {new}, and {old} ends at {end}: rotate {new} before that"
+    return Undo(
+        partial(undo_rotation, plane.engine, rotation),
+        f"the rotation was undone: {old} works on as before, the new key {new} is off",
+        left,
+    )
+
+
+def close_link(plane: ControlPlane, handover: Handover) -> Undo:
+    """Take a claim link back, whose key somebody has already."""
+    token = handover.claim_url.rpartition("/")[2]
+    return Undo(
+        partial(withdraw_claim, plane.engine, token),
+        "the claim link was taken back",
+        "a claim link that nobody has is left, until its time is over",
+    )
+
+
+@contextmanager
+def handing_over(undo: Undo | None) -> Iterator[None]:
+    """Take back what the block was to give somebody, should it not end: Refused then.
+
+    Ctrl-C counts as well. What is printed has to be out, not in a buffer, before it is given.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BaseException as error:
+        if undo is None:
+            raise
+        try:
+            outcome = _take_back(undo)
+        except KeyboardInterrupt:
+            # Of the same Ctrl-C perhaps, met only here; a second one gives up.
+            outcome = _take_back(undo)
+        raise Refused(f"{_reason(error)}; {outcome}") from None
+
+
+def _take_back(undo: Undo) -> str:
+    try:
+        undo.step()
+    except LoggerError:
+        return undo.left
+    return undo.done
+
+
+def unwritten(error: OSError) -> str:
+    """Say that the output did not get out."""
+    return f"the output could not be written ({error.strerror})"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Refused):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError):
+        return unwritten(error)
+    # Anything else may hold the key in its text.
+    return type(error).__name__

@@ -1,0 +1,120 @@
+"""What all commands share, at a terminal and where there is nothing to work on."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.scripts.runner import Runner, error_line
+
+DEADLINE_S = 20.0
+
+
+class Terminal:
+    """A command at a terminal."""
+
+    def __init__(self, run: Runner, command: str, *arguments: str) -> None:
+        self._terminal, inner = pty.openpty()
+        self.process = subprocess.Popen(
+            run.command(command, *arguments),
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            cwd=run.cwd,
+            env=run.environment,
+            start_new_session=True,
+        )
+        os.close(inner)
+        self.shown = ""
+
+    def read_until(self, part: str) -> None:
+        """Read what is shown until a part of it is there."""
+        deadline = time.monotonic() + DEADLINE_S
+        while part not in self.shown and time.monotonic() < deadline:
+            self._read()
+        assert part in self.shown
+
+    def type(self, text: str) -> None:
+        """Type something."""
+        os.write(self._terminal, text.encode())
+
+    def end(self) -> int:
+        """Read the rest; give the exit status."""
+        while self._read():
+            pass
+        os.close(self._terminal)
+        return self.process.wait(DEADLINE_S)
+
+    def _read(self) -> bool:
+        try:
+            piece = os.read(self._terminal, 4096)
+        except OSError:  # Linux's way to say that nobody is at the other end
+            return False
+        self.shown += piece.decode()
+        return bool(piece)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("list_api_keys", []),
+        ("revoke_api_key", ["abc", "--yes"]),
+        ("rotate_api_key", ["abc"]),
+        ("rotate_api_key", ["abc", "--notify", "ops@acme.example"]),
+        ("onboarding_email", ["--client", "acme", "--to", "ops@acme.example"]),
+    ],
+)
+@pytest.mark.parametrize("has_url", [False, True])
+def test_no_database_is_made_where_none_is(
+    run: Runner, command: str, arguments: list[str], has_url: bool
+) -> None:
+    """What works on keys that exist says that there is no database, and makes nothing."""
+    path, environment = run.data_dir / "control.db", {}
+    if has_url:
+        path = run.data_dir / "moved.db"
+        environment = {"DATABASE_URL": f"sqlite:///{path}", "SECRET_KEY": "x" * 32}
+    done = run(command, *arguments, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"there is no control database at {path}; " in error_line(done.stderr)
+    assert not run.data_dir.exists()
+    assert list(run.cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["generate_api_key", "revoke_api_key", "create_admin_key"])
+def test_a_question_that_is_interrupted(run: Runner, command: str) -> None:
+    """Ctrl-C at a question ends with 130 and one line of its own, and makes nothing."""
+    terminal = Terminal(run, command)
+    terminal.read_until(": ")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert terminal.shown.endswith("\r\nError: interrupted\r\n")
+    assert "Traceback" not in terminal.shown
+    assert not run.data_dir.exists()
+
+
+def test_a_pasted_key_is_not_shown(run: Runner) -> None:
+    """A terminal shows nothing of a key that is pasted at it."""
+    key = run.json("generate_api_key", "--client", "acme")
+    arguments = ("--key-id", key["key_id"], "--to", "ops@acme.example")
+    terminal = Terminal(run, "onboarding_email", *arguments)
+    terminal.read_until("Paste the API key (empty to leave it out): ")
+    # The question is written after the echo was switched off.
+    terminal.type(f"{key['key']}\n")
+    assert terminal.end() == 0
+    assert "Its claim link works once" in terminal.shown
+    assert key["key"][-49:] not in terminal.shown
+
+
+@pytest.mark.parametrize("command", ["generate_api_key", "list_api_keys"])
+def test_closed_standard_error(run: Runner, command: str) -> None:
+    """Without a standard error what it gets is dropped, not mixed into the output of machines."""
+    arguments = ["--client", "acme"] if command == "generate_api_key" else []
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *run.command(command, *arguments, "--json")]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, env=run.environment, check=False)
+    if command == "generate_api_key":
+        assert (done.returncode, done.stdout[:1], done.stdout[-2:]) == (0, b"{", b"}\n")
+    else:
+        assert (done.returncode, done.stdout) == (1, b"")
