@@ -110,7 +110,7 @@ def floor_workload(count: int) -> sqlite_floor.Workload:
     for number in range(count):
         decoded = decode_ndjson(batch_body(number, START_NS), limits)
         built = build_rows(decoded, None, clock.take(len(decoded))[1])
-        batches_of_rows.append([(1, *row) for row in built.rows])
+        batches_of_rows.append([(1, *row, 0) for row in built.rows])
     return sqlite_floor.Workload(
         schema.PRAGMAS, schema.CREATE_STATEMENTS, schema.insert_sql, batches_of_rows
     )

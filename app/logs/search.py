@@ -42,7 +42,8 @@ def words(text: str) -> list[str]:
 def _unicode_word() -> re.Pattern[str]:
     r"""Make the pattern of a word: `\w` alone would cut हिन्दी at each of its vowel signs."""
     marks = "".join(chr(n) for n in range(sys.maxunicode + 1) if category(chr(n)) in {"Mn", "Mc"})
-    return re.compile(rf"\w+(?:[{marks}]+\w*)*")
+    # The look ahead spares what follows most words the long way through the marks.
+    return re.compile(rf"\w+(?:(?=[^\0-\x7f])[{marks}]+\w*)*")
 
 
 class Term(NamedTuple):

@@ -37,6 +37,7 @@ from app.storage.sqlite.schema import (
 from app.storage.sqlite.wire import Seal
 
 IDEMPOTENCY_WINDOW_US = 24 * 3600 * 1_000_000
+MS_PER_DAY = 24 * 3600 * 1000
 # Beyond this many a names cache starts anew: it only saves look-ups. A series of longer texts
 # together is looked up each time, since one of them may fill a body.
 NAMES_MAX = 20_000
@@ -92,6 +93,10 @@ class DayFile:
         )
         self._has_external_ids = found.fetchone() is not None
         self._written = False
+        [(self._commit_no,)] = self._db.execute(
+            """SELECT max(coalesce((SELECT max(commit_no) FROM logs), 0),
+                coalesce((SELECT max(last_commit_no) FROM words), 0))"""
+        ).fetchall()
 
     def close(self) -> None:
         """Fold the log of writes into the file and let go of it."""
@@ -113,6 +118,9 @@ class DayFile:
         Raises sqlite3.Error; then nothing of the group is stored.
         """
         with self._transaction():
+            # Of the clock, in ms of the day: never one again of which the logs have been erased.
+            now = time.time_ns() // 10**6 - self.day * MS_PER_DAY
+            self._commit_no = max(self._commit_no + 1, now)
             return self._store(batches)
 
     def seal(self, seal: Seal) -> bool:
@@ -166,8 +174,8 @@ class DayFile:
             )
             self._db.execute("INSERT INTO blocks VALUES (?, ?)", (id_, block.logs))
             self._db.execute(
-                "INSERT INTO words VALUES (?, ?, ?, ?)",
-                (id_, heads[0][0], heads[-1][0], block.words),
+                "INSERT INTO words VALUES (?, ?, ?, ?, ?)",
+                (id_, heads[0][0], heads[-1][0], block.last_commit_no, block.words),
             )
         self._db.executemany(_ADD_HOUR, [(client, *hour) for hour in seal.hours])
 
@@ -191,6 +199,7 @@ class DayFile:
             for row in rows:
                 flat.append(client)
                 flat += row
+                flat.append(self._commit_no)
             # Each row brought its batch's own number of the series, at a fixed stride.
             start, stride = len(flat) - len(rows) * len(COLUMNS) + 1 + ROW_SERIES, len(COLUMNS)
             flat[start::stride] = [series[place] for place in flat[start::stride]]

@@ -1,31 +1,33 @@
 """Pages of logs from day files, rendered by SQL or cut from sealed blocks.
 
 A page comes from sources, each with the bounds of its logs: a day file, in which one statement
-finds the places of a page; or, where a log's texts decide, the waiting logs of a file and each of
-its blocks that may hold what is sought, by its words. Sources are read nearest first, until no
+finds the places of a page; or, where a log's texts decide, the waiting logs of a file and the
+sealed ones in those blocks that hold the words sought. Sources are read nearest first, until no
 other one can hold a log of the page.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
-from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
-from app.logs.identity import ARRIVAL_BITS, Position
+from app.logs.identity import ARRIVAL_BITS, Position, parse_id
 from app.logs.query import PAGE_BYTES_MAX, LogQuery, Page
 from app.logs.search import fold, parse_exactly
 from app.logs.selection import SERIES_FILTERS, Selection
 from app.logs.timestamp import MAX_US, MIN_US
 from app.sqlite import sqlite3
-from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, run_hash, unpack, word_hash
+from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, run_hash, word_hash
 from app.storage.sqlite.render import RENDER, SERIES_SIZE, SIZE, id_sql
 from app.storage.sqlite.schema import CLIENT_SHIFT
 
-# Waiting logs whose texts are looked at in one step.
-WAITING_STEP = 1024
-# Blocks unpacked before a look at how much of the page they fill.
+# Logs whose texts are looked at in one step: the first, and at most.
+STEP_LOGS_MIN, STEP_LOGS_MAX = 256, 8192
+RENDERED_STEP = 64
+# Logs that are looked into all, rather than in order until there are enough.
+FEW_LOGS = 256
+# Blocks in memory at a time.
 BLOCKS_STEP = 16
 
 Key = tuple[int, int]  # (us, seq): the place within a client's rows of one file
@@ -53,7 +55,6 @@ class _Source(NamedTuple):
     low: Key
     high: Key
     read: Callable[[Files, LogQuery, "_Source"], "_Part"]
-    block: int = 0
 
 
 class _Part(NamedTuple):
@@ -67,7 +68,11 @@ def read_page(files: Files, query: LogQuery) -> Page:
     """Return a page, newest first or oldest first."""
     descending = query.order == "desc"
     part = _Part([], cut=False)
-    sources = [one for file in _files(files, query) for one in _sources(files, query, file)]
+    sources = [
+        source._replace(read=read)
+        for source in _sources(files, query)
+        for read in ((_read_waiting, _read_sealed) if query.reads_content else (_read_file,))
+    ]
     for source in sorted(
         sources, key=lambda one: one.high if descending else one.low, reverse=descending
     ):
@@ -139,9 +144,13 @@ def _values(query: LogQuery, source: _Source) -> dict[str, Any]:
     }
 
 
-_WITHIN = (
-    "client = :client AND (us, seq) >= (:low_us, :low_seq) AND (us, seq) < (:high_us, :high_seq)"
-)
+def _within(query: LogQuery, run: str) -> str:
+    bounds = ("(us, seq) >= (:low_us, :low_seq)", "(us, seq) < (:high_us, :high_seq)")
+    return " AND ".join(("client = :client", *bounds, *conditions(query, run)))
+
+
+def _direction(query: LogQuery) -> str:
+    return "ASC" if query.order == "asc" else "DESC"
 
 
 # A whole file, where columns alone decide.
@@ -172,10 +181,8 @@ def _page_sql(query: LogQuery) -> str:
     then reads and renders as many of them as a page holds, but one at least. For a sealed log it
     gives the place in the blocks instead.
     """
-    direction = "ASC" if query.order == "asc" else "DESC"
-    waiting, sealed = (
-        " AND ".join([_WITHIN, *conditions(query, run)]) for run in ("run_id", "run")
-    )
+    direction = _direction(query)
+    waiting, sealed = (_within(query, run) for run in ("run_id", "run"))
     return f"""
         WITH found AS (
             SELECT us, seq, series, {SIZE} AS size, NULL AS place FROM logs WHERE {waiting}
@@ -202,19 +209,24 @@ def _page_sql(query: LogQuery) -> str:
 
 def _filled(db: sqlite3.Connection, client: int, logs: list[str]) -> Iterator[str]:
     """Yield rendered logs, those in blocks fetched by their places."""
-    blocks: dict[int, list[str]] = {}
-    for at, log in enumerate(logs):
-        if log[0] == "{":
-            yield log
-            continue
-        number, line = divmod(int(log), BLOCK_LOGS)
+    places = [None if log[0] == "{" else int(log) for log in logs]
+    sealed = _sealed_lines(db, client, [place for place in places if place is not None])
+    for log, place in zip(logs, places, strict=True):
+        yield log if place is None else next(sealed).decode()
+
+
+def _sealed_lines(db: sqlite3.Connection, client: int, places: list[int]) -> Iterator[bytes]:
+    """Yield the sealed logs at these places, in their order."""
+    blocks: dict[int, Lines] = {}
+    for at, place in enumerate(places):
+        number, line = divmod(place, BLOCK_LOGS)
         if number not in blocks:
-            later = (int(one) >> BLOCK_BITS for one in islice(logs, at, None) if one[0] != "{")
-            blocks = _read_blocks(db, client, list(dict.fromkeys(later))[:BLOCKS_STEP])
+            ahead = dict.fromkeys(later >> BLOCK_BITS for later in places[at:])
+            blocks = _read_blocks(db, client, list(ahead)[:BLOCKS_STEP])
         yield blocks[number][line]
 
 
-def _read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dict[int, list[str]]:
+def _read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dict[int, Lines]:
     """Unpack blocks, fetched in one step: each row would wait for the interpreter's lock."""
     first = client << CLIENT_SHIFT
     ids, lengths, packed = db.execute(
@@ -226,39 +238,106 @@ def _read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dic
     blocks = {}
     at = 0
     for id_, length in zip(ids.split(","), map(int, lengths.split(",")), strict=True):
-        blocks[int(id_) - first] = unpack(packed[at : at + length])
+        blocks[int(id_) - first] = Lines(packed[at : at + length])
         at += length
     return blocks
 
 
-# Waiting logs and blocks, where texts decide.
+# Where texts decide: waiting logs and sealed ones apart, since only these have words to go by.
 
 
-def _sources(files: Files, query: LogQuery, file: _Source) -> Iterator[_Source]:
-    if not query.reads_content:
-        yield file
-        return
-    yield file._replace(read=_read_waiting)
-    first = file.client << CLIENT_SHIFT
+def _read_waiting(files: Files, query: LogQuery, source: _Source) -> _Part:
+    """Look into the texts of one waiting log after the other."""
+    db = files.db(source.day)
+    may = may_match(query)
+    direction = _direction(query)
+
+    def step(bound: dict[str, Any], limit: int, enough: int) -> _Step:
+        keys, texts = db.execute(
+            f"""SELECT json_group_array(json_array(us, seq)), group_concat(replace(
+                coalesce(message, '') || ' ' || coalesce(error, '') || ' ' ||
+                coalesce(metadata, ''), char(10), ' '), char(10))
+            FROM (SELECT us, seq, message, error, metadata FROM logs
+                WHERE {_within(query, "run_id")}
+                ORDER BY us {direction}, seq {direction} LIMIT {limit})""",
+            bound,
+        ).fetchone()
+        places = json.loads(keys)
+        if not places:
+            return _Step(None, [])
+        texts = texts.encode().split(b"\n")
+        chosen = [place for place, text in zip(places, texts, strict=True) if may(text)]
+        logs = _rendered(db, bound, chosen, direction)
+        return _Step(places[-1], _matching(query, logs, enough))
+
+    return _search(query, source, step)
+
+
+def _rendered(
+    db: sqlite3.Connection, bound: dict[str, Any], places: list[Any], direction: str
+) -> Iterator[bytes]:
+    """Yield waiting logs, rendered some at a time: the first few may be all that is needed."""
+    for at in range(0, len(places), RENDERED_STEP):
+        [rendered] = db.execute(
+            f"""SELECT group_concat(log, char(10)) FROM (
+                SELECT {RENDER} AS log
+                FROM json_each(:places) p
+                CROSS JOIN logs l ON l.client = :client AND l.us = p.value ->> 0
+                    AND l.seq = p.value ->> 1
+                CROSS JOIN series s ON s.id = l.series
+                ORDER BY l.us {direction}, l.seq {direction})""",
+            {**bound, "places": json.dumps(places[at : at + RENDERED_STEP])},
+        ).fetchone()
+        yield from rendered.encode().split(b"\n")
+
+
+def _read_sealed(files: Files, query: LogQuery, source: _Source) -> _Part:
+    """Look into the blocks that hold all the words that a log must have."""
+    db = files.db(source.day)
+    blocks = _blocks_to_search(db, query, source)
+    if not blocks:
+        return _Part([], cut=False)
+    may = may_match(query)
+    if len(blocks) <= BLOCKS_STEP:
+        unpacked = _read_blocks(db, source.client, blocks).values()
+        chosen = [log for lines in unpacked for log in lines if may(log)]
+        if len(chosen) <= FEW_LOGS:
+            return _sealed_among(db, query, source, chosen)
+    direction = _direction(query)
+
+    def step(bound: dict[str, Any], limit: int, enough: int) -> _Step:
+        [keys] = db.execute(
+            f"""SELECT json_group_array(json_array(us, seq, place)) FROM (
+                SELECT us, seq, place FROM sealed
+                WHERE {_within(query, "run")}
+                    AND place >> {BLOCK_BITS} IN (SELECT value FROM json_each(:blocks))
+                ORDER BY us {direction}, seq {direction} LIMIT {limit})""",
+            {**bound, "blocks": json.dumps(blocks)},
+        ).fetchone()
+        rows = json.loads(keys)
+        logs = _sealed_lines(db, source.client, [place for _, _, place in rows])
+        last = (rows[-1][0], rows[-1][1]) if rows else None
+        return _Step(last, _matching(query, filter(may, logs), enough))
+
+    return _search(query, source, step)
+
+
+def _blocks_to_search(db: sqlite3.Connection, query: LogQuery, source: _Source) -> list[int]:
+    """Return the numbers of a client's blocks that may hold a log that matches."""
+    first = source.client << CLIENT_SHIFT
     where, bound = _words_sql(query)
-    found = (
-        files.db(file.day)
-        .execute(
-            f"""SELECT json_group_array(json_array(id - :first, first_us, last_us)) FROM words
-            WHERE id BETWEEN :first AND :last AND last_us >= :low AND first_us <= :high {where}""",
-            {
-                **bound,
-                "first": first,
-                "last": first | (1 << CLIENT_SHIFT) - 1,
-                "low": file.low[0],
-                "high": file.high[0],
-            },
-        )
-        .fetchone()
-    )
-    for number, first_us, last_us in json.loads(found[0]):
-        low, high = max(file.low, (first_us, 0)), min(file.high, (last_us + 1, 0))
-        yield _Source(file.day, file.client, low, high, _read_block, number)
+    found = db.execute(
+        f"""SELECT json_group_array(id - :first) FROM words
+        WHERE id BETWEEN :first AND :last AND last_us >= :low AND first_us <= :high {where}""",
+        {
+            **bound,
+            "first": first,
+            "last": first | (1 << CLIENT_SHIFT) - 1,
+            "low": source.low[0],
+            "high": source.high[0],
+        },
+    ).fetchone()
+    return list(json.loads(found[0]))
 
 
 def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
@@ -267,7 +346,7 @@ def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
 
     def has(word: str) -> str:
         name = f"word_{len(bound)}"
-        bound[name] = word_hash(word)
+        bound[name] = word_hash(word.encode())
         return f"instr(words, :{name})"
 
     where = "".join(
@@ -277,99 +356,93 @@ def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
     return where, bound
 
 
-def _read_waiting(files: Files, query: LogQuery, source: _Source) -> _Part:
-    db = files.db(source.day)
+def _sealed_among(
+    db: sqlite3.Connection, query: LogQuery, source: _Source, chosen: list[bytes]
+) -> _Part:
+    """Look at the texts first, and at the columns of those few logs whose texts match."""
+    logs = dict(_matching(query, chosen, len(chosen)))
+    direction = _direction(query)
+    keys = [(place.us, place.seq) for place in map(parse_id, logs) if place is not None]
+    ids = db.execute(
+        f"""SELECT group_concat({id_sql("l")}) FROM (
+            SELECT us, seq FROM json_each(:keys) k
+            CROSS JOIN sealed ON client = :client AND us = k.value ->> 0 AND seq = k.value ->> 1
+            WHERE {_within(query, "run")} ORDER BY us {direction}, seq {direction}) l""",
+        {**_values(query, source), "keys": json.dumps(keys)},
+    ).fetchone()[0]
+    return _Part([(id_, logs[id_]) for id_ in ids.split(",")] if ids else [], cut=False)
+
+
+class _Step(NamedTuple):
+    """The key of the last log that was looked at (None: there was none), and what matched."""
+
+    last: Key | None
+    logs: list[tuple[str, str]]
+
+
+def _search(
+    query: LogQuery, source: _Source, step: Callable[[dict[str, Any], int, int], _Step]
+) -> _Part:
+    """Look at logs in order, at more and more of them at a time, until a page is full."""
     bound = _values(query, source)
-    descending = query.order == "desc"
-    direction = "DESC" if descending else "ASC"
-    where = " AND ".join([_WITHIN, *conditions(query, "run_id")])
     logs: list[tuple[str, str]] = []
+    limit = STEP_LOGS_MIN
     while True:
-        keys, texts = db.execute(
-            f"""SELECT json_group_array(json_array(us, seq)), group_concat(replace(
-                coalesce(message, '') || ' ' || coalesce(error, '') || ' ' ||
-                coalesce(metadata, ''), char(10), ' '), char(10))
-            FROM (SELECT us, seq, message, error, metadata FROM logs WHERE {where}
-                ORDER BY us {direction}, seq {direction} LIMIT {WAITING_STEP})""",
-            bound,
-        ).fetchone()
-        places = json.loads(keys)
-        if not places:
+        last, found = step(bound, limit, query.limit + 1 - len(logs))
+        logs += found
+        if last is None:
             return _Part(logs, cut=False)
-        may = may_match(query)
-        chosen = [place for place, text in zip(places, texts.split("\n"), strict=True) if may(text)]
-        logs += _matching(query, _render(db, bound, chosen, direction))
         if len(logs) > query.limit:
             return _Part(logs[: query.limit], cut=True)
-        us, seq = places[-1]
-        edge = (
-            {"high_us": us, "high_seq": seq} if descending else {"low_us": us, "low_seq": seq + 1}
-        )
-        bound |= edge
+        us, seq = last
+        if query.order == "desc":
+            bound |= {"high_us": us, "high_seq": seq}
+        else:
+            bound |= {"low_us": us, "low_seq": seq + 1}
+        limit = min(4 * limit, STEP_LOGS_MAX)
 
 
-def _render(
-    db: sqlite3.Connection, bound: dict[str, Any], places: list[Any], direction: str
-) -> list[str]:
-    if not places:
-        return []
-    rendered = db.execute(
-        f"""SELECT group_concat(log, char(10)) FROM (
-            SELECT {RENDER} AS log
-            FROM json_each(:places) p
-            CROSS JOIN logs l ON l.client = :client AND l.us = p.value ->> 0
-                AND l.seq = p.value ->> 1
-            CROSS JOIN series s ON s.id = l.series
-            ORDER BY l.us {direction}, l.seq {direction})""",
-        {**bound, "places": json.dumps(places)},
-    ).fetchone()[0]
-    return list(rendered.split("\n"))
-
-
-def _read_block(files: Files, query: LogQuery, source: _Source) -> _Part:
-    db = files.db(source.day)
-    direction = "ASC" if query.order == "asc" else "DESC"
-    where = " AND ".join([_WITHIN, *conditions(query, "run")])
-    lines = db.execute(
-        f"""SELECT group_concat(place & {BLOCK_LOGS - 1}) FROM (
-            SELECT place FROM sealed WHERE {where} AND place >> {BLOCK_BITS} = :block
-            ORDER BY us {direction}, seq {direction})""",
-        {**_values(query, source), "block": source.block},
-    ).fetchone()[0]
-    if lines is None:
-        return _Part([], cut=False)
-    logs = _read_blocks(db, source.client, [source.block])[source.block]
-    may = may_match(query)
-    chosen = [log for log in (logs[int(line)] for line in lines.split(",")) if may(log)]
-    return _Part(_matching(query, chosen), cut=False)
-
-
-def may_match(query: Selection) -> Callable[[str], bool]:
-    """Return what tells fast, of most texts of logs, that they don't match."""
+def may_match(query: Selection) -> Callable[[bytes], bool]:
+    """Return what tells fast, of most logs' texts in UTF-8, that they don't match."""
     required = query.required_words()
+    # Nearly always all: what follows is the innermost loop of a search.
+    sure = [word for either in required if len(either) == 1 for word in either[0]]
+    sure_plain = [word.encode() for word in sure]
+    unsure = [either for either in required if len(either) > 1]
 
-    def may(text: str) -> bool:
-        folded = fold(text)
-        return "\\u" in text or all(
-            any(all(word in folded for word in one) for one in either) for either in required
-        )
+    def may(text: bytes) -> bool:
+        if text.isascii():
+            folded = text.lower()
+            for word in sure_plain:
+                if word not in folded:
+                    return b"\\u" in text  # and behind it a letter, perhaps
+            if not unsure:
+                return True
+        letters = fold(text.decode())
+        return (
+            all(word in letters for word in sure)
+            and all(any(all(w in letters for w in one) for one in either) for either in unsure)
+        ) or b"\\u" in text
 
     return may
 
 
-def _matching(query: Selection, logs: list[str]) -> list[tuple[str, str]]:
-    matching = []
+def _matching(query: LogQuery, logs: Iterable[bytes], enough: int) -> list[tuple[str, str]]:
+    """Return the first logs that do match, `enough` of them at most."""
+    matching: list[tuple[str, str]] = []
     for log in logs:
         parsed = parse_exactly(log)
         if query.matches_content(parsed):
-            matching.append((parsed["id"], log))
+            matching.append((parsed["id"], log.decode()))
+            if len(matching) == enough:
+                break
     return matching
 
 
 # Which files, and how their parts come together.
 
 
-def _files(files: Files, query: LogQuery) -> Iterator[_Source]:
+def _sources(files: Files, query: LogQuery) -> Iterator[_Source]:
     """Narrow each file to the client's own rows within the query's bounds."""
     for day in files.days():
         low, high = _bounds(query, day)

@@ -36,7 +36,8 @@ PRAGMAS = (
 )
 
 # Times are us since 1970. `seq` holds the ns beyond, the us of arrival and the writer's slot
-# (app/logs/identity.py). `error` and `metadata` are JSON texts.
+# (app/logs/identity.py). `error` and `metadata` are JSON texts. `commit_no` grows from group commit
+# to group commit, as arrivals need not: who follows the logs goes by it.
 CREATE_STATEMENTS: tuple[str, ...] = (
     "CREATE TABLE clients (id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE)",
     """CREATE TABLE series (
@@ -46,7 +47,7 @@ CREATE_STATEMENTS: tuple[str, ...] = (
     """CREATE TABLE logs (
         client INTEGER NOT NULL, us INTEGER NOT NULL, seq INTEGER NOT NULL,
         series INTEGER NOT NULL, run_id TEXT, duration_ms, external_id TEXT,
-        message TEXT, error TEXT, metadata TEXT,
+        message TEXT, error TEXT, metadata TEXT, commit_no INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (client, us, seq)) WITHOUT ROWID""",
     """CREATE UNIQUE INDEX external_ids ON logs (client, external_id)
         WHERE external_id IS NOT NULL""",
@@ -72,7 +73,7 @@ CREATE_STATEMENTS: tuple[str, ...] = (
     "CREATE TABLE blocks (id INTEGER PRIMARY KEY, logs BLOB NOT NULL)",
     """CREATE TABLE words (
         id INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
-        words BLOB NOT NULL)""",
+        last_commit_no INTEGER NOT NULL, words BLOB NOT NULL)""",
     # Sealed logs summed by the hour of executed_at (since 1970) and series.
     """CREATE TABLE hours (
         client INTEGER NOT NULL, hour INTEGER NOT NULL, series INTEGER NOT NULL,
@@ -81,7 +82,10 @@ CREATE_STATEMENTS: tuple[str, ...] = (
 )
 SCHEMA_VERSION = 2
 # What version 1 lacked.
-_ADDED_IN_2 = CREATE_STATEMENTS[-5:]
+_ADDED_IN_2 = (
+    "ALTER TABLE logs ADD COLUMN commit_no INTEGER NOT NULL DEFAULT 0",
+    *CREATE_STATEMENTS[-5:],
+)
 CLIENT_SHIFT = 32
 
 COLUMNS = (
@@ -95,6 +99,7 @@ COLUMNS = (
     "message",
     "error",
     "metadata",
+    "commit_no",
 )
 
 SUFFIX = ".db"

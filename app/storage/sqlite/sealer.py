@@ -12,13 +12,15 @@ import signal
 import socket
 import sys
 import time
+from math import inf
 from pathlib import Path
 
 import msgspec
 
 from app.sqlite import sqlite3
+from app.storage.sqlite.block import BLOCK_LOGS
 from app.storage.sqlite.schema import day_path, list_days
-from app.storage.sqlite.sealing import WAITING_LOGS, build_seals, find_full
+from app.storage.sqlite.sealing import WAITING_LOGS, build_seals, find_full, find_span
 from app.storage.sqlite.wire import (
     LENGTH_BYTES,
     SOCKET_NAME,
@@ -92,7 +94,8 @@ def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> 
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         for client in find_full(db, waiting_logs):
-            for seal in build_seals(db, day, client):
+            span_us = find_span(db, client) if waiting_logs >= BLOCK_LOGS else inf
+            for seal in build_seals(db, day, client, span_us):
                 started = time.monotonic()
                 if not link.seal(seal):
                     break  # logs have gone, or the disk is full: another time

@@ -5,6 +5,8 @@ no words to search by. A read looks at both, in one snapshot: nothing is ever mi
 """
 
 from collections.abc import Iterator
+from math import inf
+from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +18,11 @@ from app.storage.sqlite.wire import Block, Head, Seal
 
 # Logs of one client that may wait: a search reads each of them, in some milliseconds.
 WAITING_LOGS = 2048
+# So many wait for more of their time, where they stray far from the others. A block of strays
+# would be in the way of every page from there to here; thousands of them make better blocks.
+WAITING_STRAYS = 4096
+# A block is one of strays if it spans so many times the time that the middle one does.
+STRAYING = 4
 # One message to the writer, and one stop of its work: 5 ms.
 SEAL_LOGS = 4 * BLOCK_LOGS
 US_PER_HOUR = 3600 * 1_000_000
@@ -34,13 +41,14 @@ _READ = f"""
         CROSS JOIN series s ON s.id = l.series
         WHERE n = 1 OR bytes <= {BLOCK_BYTES_MAX} ORDER BY n
     )
-    SELECT json_group_array(json_array(us, seq, series, duration_ms, run_id, external_id)),
+    SELECT json_group_array(
+            json_array(us, seq, series, duration_ms, run_id, external_id, commit_no)),
         group_concat(log, char(10)), group_concat(coalesce(message, ''), char(10)),
         group_concat(coalesce(error, '') || char(10) || coalesce(metadata, ''), char(10))
     FROM chosen"""  # the parts are constants
 
 _decode_rows = msgspec.json.Decoder(
-    list[tuple[int, int, int, int | float | str | None, str | None, str | None]]
+    list[tuple[int, int, int, int | float | str | None, str | None, str | None, int]]
 ).decode
 
 
@@ -63,8 +71,23 @@ def find_full(db: sqlite3.Connection, waiting_logs: int) -> list[Client]:
     ]
 
 
-def build_seals(db: sqlite3.Connection, day: int, client: Client) -> Iterator[Seal]:
-    """Make blocks of all logs of a client that wait now."""
+def find_span(db: sqlite3.Connection, client: Client) -> float:
+    """Return the time in us that a block of a client may span, so that strays are left to wait."""
+    [found] = db.execute(
+        """SELECT json_group_array(us) FROM (
+            SELECT us FROM logs WHERE client = ? ORDER BY us, seq)""",
+        (client.number,),
+    ).fetchone()
+    times = msgspec.json.decode(found, type=list[int])
+    if len(times) >= WAITING_STRAYS:
+        return inf
+    return STRAYING * median(b - a for a, b in zip(times, times[BLOCK_LOGS - 1 :], strict=False))
+
+
+def build_seals(
+    db: sqlite3.Connection, day: int, client: Client, span_us_max: float = inf
+) -> Iterator[Seal]:
+    """Make blocks of the logs of a client that wait now, but for blocks of a longer time."""
     values = {"client": client.number, "client_id": client.client_id, "day": day}
     last = (-(1 << 62), 0)
     seal = Seal(0, day, client.number, [], [])
@@ -73,11 +96,14 @@ def build_seals(db: sqlite3.Connection, day: int, client: Client) -> Iterator[Se
         rows, logs, messages, contents = db.execute(
             _READ, {**values, "us": last[0], "seq": last[1]}
         ).fetchone()
-        heads = [_head(*row) for row in _decode_rows(rows)]
+        decoded = _decode_rows(rows)
+        heads = [_head(*row[:-1]) for row in decoded]
         if heads:
             last = heads[-1][:2]
+        if heads and last[0] - heads[0][0] <= span_us_max:
             words = pack_words(messages.split("\n"), contents.split("\n"))
-            seal.blocks.append(Block(heads, pack(logs), words))
+            commit_nos = [row[-1] for row in decoded]
+            seal.blocks.append(Block(heads, pack(logs, commit_nos), words, max(commit_nos)))
             _add_hours(hours, heads)
         if not heads or sum(len(block.heads) for block in seal.blocks) >= SEAL_LOGS:
             if seal.blocks:

@@ -62,6 +62,7 @@ class Block(msgspec.Struct, array_like=True):
     heads: list[Head]
     logs: bytes
     words: bytes
+    last_commit_no: int
 
 
 class Seal(msgspec.Struct, array_like=True, tag="s"):
