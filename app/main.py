@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -19,7 +21,8 @@ from app.activity import uses
 from app.activity.database import open_activity
 from app.activity.presence import Presence
 from app.api.app import create_control_app
-from app.api.services import Services, open_writes
+from app.api.services import Services
+from app.api.writes import Writes
 from app.edge.address import parse_networks
 from app.edge.auth import Authenticator
 from app.edge.body import Inflight
@@ -39,7 +42,9 @@ from app.keys.objects import RotationPolicy
 from app.keys.principal import Limits
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
+from app.logs.place import Places
 from app.logs.query import Cursors
+from app.logs.tail import Tails
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
@@ -66,6 +71,7 @@ def create_app(settings: Settings) -> Edge:
         async with AsyncExitStack() as stack:
             services, edge.ingest, edge.prompt = await _open(settings, stack)
             control.state.services = services
+            stack.enter_context(_on_stop(services.tails.stop))
             _settle_garbage()
             yield
 
@@ -78,7 +84,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     peppers = Peppers(secrets)
     engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
-    writes = open_writes()
+    writes = Writes()
     stack.callback(writes.close)
     activity = open_activity(engine)
     stack.callback(activity.dispose)
@@ -102,7 +108,9 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         trusted_proxies=parse_networks(settings.trusted_proxies),
     )
     limiter = Limiter()
-    cursors = Cursors(hkdf_sha256(secrets[0].encode(), b"cursors", 32))
+    cursor_secret = hkdf_sha256(secrets[0].encode(), b"cursors", 32)
+    tails = Tails(store, Places(cursor_secret))
+    stack.push_async_callback(tails.aclose)
     intake = Intake(
         authenticator=authenticator,
         limiter=limiter,
@@ -124,7 +132,8 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         tally=tally,
         sightings=sightings,
         store=store,
-        cursors=cursors,
+        cursors=Cursors(cursor_secret),
+        tails=tails,
         engine=engine,
         writes=writes,
         activity=activity,
@@ -181,6 +190,34 @@ def _end_with_parent() -> None:
     if parent is not None:
         loop = asyncio.get_running_loop()
         loop.add_reader(parent.sentinel, _end, parent.sentinel)
+
+
+@contextmanager
+def _on_stop(end_streams: Callable[[], None]) -> Iterator[None]:
+    """End what never ends by itself as soon as the server is asked to stop.
+
+    The server waits for its connections first, and tells the application only after that.
+    """
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def on_signal(server: Any, number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(end_streams)
+        if callable(server):
+            server(number, frame)
+
+    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, server in servers.items():
+        if callable(server):
+            signal.signal(number, partial(on_signal, server))
+    try:
+        yield
+    finally:
+        for number, server in servers.items():
+            if callable(server):
+                signal.signal(number, server)
 
 
 def _end(sentinel: int) -> None:

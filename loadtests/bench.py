@@ -10,10 +10,10 @@ A new row is one function with the `bench` decorator, in a module that is named 
 import argparse
 import sys
 
-from loadtests import bench_keys, bench_logs
+from loadtests import bench_history, bench_keys, bench_logs, bench_queries
 from loadtests.lab import BENCHES, Lab, render, write_results
 
-MODULES = (bench_logs, bench_keys)  # each registers its rows
+MODULES = (bench_logs, bench_keys, bench_queries, bench_history)  # each registers its rows
 
 
 def main() -> int:

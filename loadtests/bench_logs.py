@@ -121,7 +121,7 @@ def newest_page(lab: Lab) -> Row:
     """Newest 100 of a status and workflow, of any client, while 2,000 logs a second arrive."""
     seconds = 6.0 if lab.quick else 30.0
     loaded = lab.loaded()
-    arriving = start(_arrivals(loaded, seconds + 3))
+    arriving = start(arrivals(loaded, seconds + 3))
     try:
         time.sleep(1.5)  # until the arrivals are under way
         pages = run_in_process(_page_reads(loaded, seconds)).require(200)
@@ -147,7 +147,7 @@ def newest_page(lab: Lab) -> Row:
     )
 
 
-def _arrivals(loaded: Loaded, seconds: float) -> Plan:
+def arrivals(loaded: Loaded, seconds: float) -> Plan:
     """Send one log a request, all clients in turn: the hardest form of 2,000 logs a second."""
     now_ns = time.time_ns()
     requests = tuple(

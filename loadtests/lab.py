@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -106,15 +106,22 @@ class Lab:
     def loaded(self) -> Loaded:
         """Give the product with a million logs of 20 clients in it; the first call fills it."""
         if self._loaded is None:
-            self._loaded = self._load(clients=20, logs=100_000 if self.quick else 1_000_000)
+            self._loaded = self.load(clients=20, logs=100_000 if self.quick else 1_000_000)
         return self._loaded
 
-    def _load(self, clients: int, logs: int) -> Loaded:
+    def load(self, clients: int, logs: int) -> Loaded:
+        """Give the product with so many logs in it, of clients that have as many each."""
         directory = self.directory()
         keys = [make_key(directory, f"bench-{number:02d}") for number in range(clients)]
+        return self.fill(directory, keys, logs, _seed_rounds(keys, logs // BATCH_LOGS))
+
+    def fill(
+        self, directory: Path, keys: list[str], logs: int, rounds: Iterable[tuple[bytes, ...]]
+    ) -> Loaded:
+        """Start the product on a directory and send it these rounds of requests, `logs` in all."""
         server = self.keep(start_product(directory))
         elapsed_s = 0.0
-        for requests in _seed_rounds(keys, logs // BATCH_LOGS):
+        for requests in rounds:
             plan = Plan(server.port, requests, SEED_CONNECTIONS, count=len(requests))
             elapsed_s += run_in_process(plan).require(201).elapsed_s
         return Loaded(server, directory, keys, logs, server.rss_bytes(), logs / elapsed_s)

@@ -21,6 +21,7 @@ Record = dict[str, Any]
 START_NS = 1_780_272_000 * 10**9  # 2026-06-01T00:00:00Z: a constant, or a run could not be repeated
 ACTIVE_RUNS_PER_CLIENT = 8
 DAY_NS = 86_400 * 10**9
+GAP_NS = 200 * 10**6
 
 KNOWN_FIELDS = (
     "environment",
@@ -146,14 +147,27 @@ BIG_INTEGERS = (
 FRAMES = ("load_page", "_request", "transform", "write_rows", "<module>", "retry_with_backoff")
 
 
-def records(seed: int, clients: Sequence[str], count: int) -> Iterator[tuple[str, Record]]:
+def records(
+    seed: int,
+    clients: Sequence[str],
+    count: int,
+    *,
+    start_ns: int = START_NS,
+    span_ns: int | None = None,
+) -> Iterator[tuple[str, Record]]:
     """Yield `count` pairs (client_id, record): runs of all clients, interleaved as they happen.
 
-    The first client is the busiest, as in life. Own ids never repeat inside a client.
+    The first client is the busiest, as in life. Own ids never repeat inside a client. With
+    `span_ns` each client's records are spread over that time, else 0.2 s lie between two.
     """
     random = Random(seed)
-    streams = [(client, _client_stream(Random(f"{seed}/{client}"))) for client in clients]
     weights = [1 / (rank + 1) for rank in range(len(clients))]
+    streams = []
+    for client, weight in zip(clients, weights, strict=True):
+        share = max(1, int(count * weight / sum(weights)))
+        gap_ns = GAP_NS if span_ns is None else span_ns // share
+        stream = _client_stream(Random(f"{seed}/{client}"), start_ns, gap_ns)
+        streams.append((client, stream))
     for client, stream in random.choices(streams, weights, k=count):
         yield client, next(stream)
 
@@ -276,9 +290,9 @@ def _epoch_to_ns(sent: float) -> int:
     return int(number)
 
 
-def _client_stream(random: Random) -> Iterator[Record]:
+def _client_stream(random: Random, start_ns: int, gap_ns: int) -> Iterator[Record]:
     """Interleave the records of a client's runs without end; each gets its number as own id."""
-    now_ns = START_NS + random.randrange(10**9)
+    now_ns = start_ns + random.randrange(10**9)
     active = [_run(random) for _ in range(ACTIVE_RUNS_PER_CLIENT)]
     number = 0
     while True:
@@ -287,7 +301,7 @@ def _client_stream(random: Random) -> Iterator[Record]:
         if record is None:
             active[slot] = _run(random)
             continue
-        now_ns += random.randrange(400 * 10**6)
+        now_ns += random.randrange(2 * gap_ns)
         record["executed_at"] = _written_time(random, now_ns + _skew_ns(random))
         if random.random() < 0.15:
             record["id"] = f"{record['run_id']}#{number}"

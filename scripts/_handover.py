@@ -63,7 +63,7 @@ def close_link(plane: ControlPlane, handover: Handover) -> Undo:
 def handing_over(undo: Undo | None) -> Iterator[None]:
     """Take back what the block was to give somebody, should it not end: Refused then.
 
-    Ctrl-C counts as well. What is printed has to be out, not in a buffer, before it is given.
+    A signal counts as well. What is printed has to be out, not in a buffer, before it is given.
     """
     try:
         yield
@@ -74,7 +74,7 @@ def handing_over(undo: Undo | None) -> Iterator[None]:
         try:
             outcome = _take_back(undo)
         except KeyboardInterrupt:
-            # Of the same Ctrl-C perhaps, met only here; a second one gives up.
+            # A second Ctrl-C; the third one gives up.
             outcome = _take_back(undo)
         raise Refused(f"{_reason(error)}; {outcome}") from None
 
@@ -87,9 +87,14 @@ def _take_back(undo: Undo) -> str:
     return undo.done
 
 
-def unwritten(error: OSError) -> str:
-    """Say that the output did not get out."""
-    return f"the output could not be written ({error.strerror})"
+@contextmanager
+def telling(outcome: object) -> Iterator[None]:
+    """Tell in the block what was done; Refused says it in one line if the output fails."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, KeyboardInterrupt) as error:
+        raise Refused(f"{_reason(error)}. {outcome}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -98,6 +103,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
-        return unwritten(error)
+        return f"the output could not be written ({error.strerror})"
     # Anything else may hold the key in its text.
     return type(error).__name__

@@ -5,21 +5,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from email.headerregistry import Address
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _handover import unwritten
+from _handover import telling
 from _wiring import ControlPlane, Refused
 from sqlmodel import Session
 
 from app.delivery.claims import TTL_S, add_claim
 from app.delivery.mail import Handover, write_eml
-from app.delivery.smtp import BadAddress, NotSent, mailbox, parse_mailbox, send
-from app.errors import NotFound
-from app.keys.clients import get_client
-from app.keys.models import ApiKey, Client, utc_now
+from app.delivery.smtp import BadAddress, Mail, Mailbox, NotSent, mailbox, parse_mailbox, send
+from app.keys.models import ApiKey, utc_now
 from app.settings import EXAMPLES, BadSetting, Settings
 
 # A file has to name a sender, and somebody looks at it before it goes anywhere.
@@ -44,11 +40,8 @@ class Letter(NamedTuple):
         """Refuse to tell of one that was not sent; what could not be told says where it is."""
         if self.fault:
             raise Refused(f"not sent: {self.fault}; the mail is in {self.output}")
-        try:
+        with telling(self):
             yield
-            sys.stdout.flush()
-        except OSError as error:
-            raise Refused(f"{unwritten(error)}. {self}") from None
 
     def __str__(self) -> str:
         """Say in one line where it is."""
@@ -64,40 +57,39 @@ class Route(NamedTuple):
     """Who writes to whom, and how the mail gets there: by a server, into a file, or both."""
 
     settings: Settings
-    sender: Address
-    to: Address
+    sender: Mailbox
+    to: Mailbox
     is_sent: bool
     output: Path | None
 
-    def dispatch(self, message: EmailMessage, handover: Handover, default_output: str) -> Letter:
-        """Send or write a message; one that can't be sent is in a file, or Refused is raised."""
-        output = self.output or (None if self.is_sent else Path(default_output))
-        if output is not None:
-            _write(message, output)
-        if not self.is_sent:
-            return Letter(self.to.addr_spec, output, is_sent=False)
+    def dispatch(self, mail: Mail, handover: Handover, default_output: str) -> Letter:
+        """Send or write a mail; one that can't be sent is in a file, or Refused is raised.
+
+        The file is there before the server is asked: in the middle of that, nothing but what is on
+        disk outlives a kill.
+        """
+        output = self.output or Path(default_output)
+        unwritten: Refused | None = None
         try:
-            send(message, self.settings.smtp_url, self.settings.smtp_timeout_s)
+            _write(mail, output)
+        except Refused as error:
+            if self.output or not self.is_sent:
+                raise
+            unwritten = error
+        if not self.is_sent:
+            return Letter(mail.to.address, output, is_sent=False)
+        try:
+            send(mail, self.settings.smtp_url, self.settings.smtp_timeout_s)
         except (NotSent, KeyboardInterrupt) as error:
             fault = str(error) or "interrupted"
             if handover.text:
                 fault = fault.replace(handover.text, "***")
-            if output is None:
-                output = Path(default_output)
-                try:
-                    _write(message, output)
-                except Refused as unwritten:
-                    raise Refused(f"not sent: {fault}; {unwritten}") from None
-            return Letter(self.to.addr_spec, output, is_sent=False, fault=fault)
-        return Letter(self.to.addr_spec, output, is_sent=True)
-
-
-def known_client(plane: ControlPlane, client_id: str | None) -> Client | None:
-    """Find a client, if there is one."""
-    try:
-        return None if client_id is None else get_client(plane.engine, client_id)
-    except NotFound:
-        return None
+            if unwritten:
+                raise Refused(f"not sent: {fault}; {unwritten}") from None
+            return Letter(mail.to.address, output, is_sent=False, fault=fault)
+        if not (self.output or unwritten):
+            output.unlink(missing_ok=True)
+        return Letter(mail.to.address, self.output, is_sent=True)
 
 
 def open_route(  # noqa: PLR0913  # each a fact of the way
@@ -149,8 +141,8 @@ def _check_writable(output: Path | None) -> None:
         raise Refused(f"no file can be made in {directory.absolute()}")
 
 
-def _write(message: EmailMessage, output: Path) -> None:
+def _write(mail: Mail, output: Path) -> None:
     try:
-        write_eml(message, output)
+        write_eml(mail, output)
     except OSError as error:
         raise Refused(f"{output}: {error.strerror}") from None

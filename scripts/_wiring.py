@@ -1,6 +1,7 @@
 """What the commands in this directory share: the control plane, options, questions, their end.
 
-Exit status: 0 done, 1 refused or not possible, 2 wrong usage or a bad setting.
+Exit status: 0 done, 1 refused or not possible, 2 wrong usage or a bad setting, 128 and its number
+for a signal.
 """
 
 import argparse
@@ -8,20 +9,22 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getpass
 from io import TextIOWrapper
 from typing import Any, NamedTuple, NoReturn
 
+from _signals import heed_signals, received
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
 from app.errors import Invalid, LoggerError, NotFound, StorageUnavailable
 from app.keys.bootstrap import open_secrets
+from app.keys.clients import get_client
 from app.keys.database import StartRefused, embedded_url, open_current, sqlite_path
-from app.keys.models import ApiKey
+from app.keys.models import ApiKey, Client
 from app.keys.objects import RotationPolicy
 from app.keys.registry import get_key
 from app.keys.verifier import Peppers
@@ -69,6 +72,7 @@ def control_plane(*, may_create: bool = False) -> Iterator[ControlPlane]:
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process as its outcome asks: one line, no traceback."""
     _prepare_streams()
+    heed_signals()
     try:
         command()
         sys.stdout.flush()
@@ -84,7 +88,7 @@ def run(command: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         pass  # the reader (`| head`) has enough
     except KeyboardInterrupt:
-        _end(130, "interrupted")
+        _end(1, "interrupted")
     except OSError as error:
         _end(1, error.strerror or str(error))
     except UnicodeError as error:
@@ -171,9 +175,29 @@ def known_key(plane: ControlPlane, key_id: str) -> ApiKey:
         raise Refused(f"no key {key_id!r}; list_api_keys.py shows them") from None
 
 
+def active_client(plane: ControlPlane, client_id: str | None) -> Client | None:
+    """Find a client, if there is one; Refused if it is deactivated, so that no key of it works."""
+    try:
+        client = None if client_id is None else get_client(plane.engine, client_id)
+    except NotFound:
+        return None
+    if client is not None and not client.is_active:
+        raise Refused(f"client {client_id} is deactivated: no key of it would work")
+    return client
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value, alone on its line."""
     print(json.dumps(value))
+
+
+def text_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Give rows with their cells below each other, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def _moment(text: str) -> datetime:
@@ -195,6 +219,8 @@ def _check_there(settings: Settings) -> None:
         setting = "DATABASE_URL" if settings.database_url else "DATA_DIR"
         path = sqlite_path(url).absolute()
         raise Refused(f"there is no control database at {path}; is {setting} the server's?")
+    if url.get_backend_name() == "sqlite" and not sqlite_path(url).stat().st_size:
+        raise Refused(f"{sqlite_path(url).absolute()} is no control database: it is empty")
 
 
 def _prepare_streams() -> None:
@@ -210,13 +236,17 @@ def _prepare_streams() -> None:
 
 
 def _end(status: int, message: str) -> NoReturn:
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    with suppress(OSError):  # a terminal that is gone
+        print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(128 + received[0] if received else status)
 
 
 def _let_go() -> None:
     """Leave nothing to the interpreter's own flush at the end, which complains of a failure."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            # After a signal nobody may be reading, and the flush would wait for ever.
+            if stream is sys.stderr or not received:
+                stream.flush()
+                continue
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

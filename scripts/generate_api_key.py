@@ -3,10 +3,11 @@
 import argparse
 import logging
 
-from _handover import handing_over, switch_off
+from _handover import handing_over, switch_off, telling
 from _wiring import (
     ControlPlane,
     Refused,
+    active_client,
     add_client_id,
     add_expires,
     client_id_of,
@@ -81,10 +82,11 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
                     _put(plane, manager, target, key, text)
     except NotDelivered as error:
         raise Refused(str(error)) from None
-    if arguments.json:
-        print_json({**key_object(key, plane.rotation_policy), "delivered_to": str(target)})
-    else:
-        print(f"API key for {key.client_id}, put into {target}:\n\n    {_facts(key)}")
+    with telling(f"Key {key.key_id} is active and in {target}."):
+        if arguments.json:
+            print_json({**key_object(key, plane.rotation_policy), "delivered_to": str(target)})
+        else:
+            print(f"API key for {key.client_id}, put into {target}:\n\n    {_facts(key)}")
 
 
 def _put(
@@ -136,6 +138,7 @@ def _target(text: str) -> Target:
 def _create(
     plane: ControlPlane, client_id: str, arguments: argparse.Namespace
 ) -> tuple[ApiKey, str]:
+    active_client(plane, client_id)
     return create_key(
         plane.engine,
         plane.peppers,

@@ -17,7 +17,7 @@ from _wiring import ControlPlane, Refused, control_plane, needed, open_parser, p
 from app.errors import Invalid
 from app.keys.entry import Entry, EntryFault
 from app.keys.imports import StoredAlready, check_new, import_key, prepare_import
-from app.keys.key_list import FORMATS, BadKeyList, read_key_list
+from app.keys.key_list import FORMATS, KEY_LIST_BYTES_MAX, BadKeyList, read_key_list
 from app.keys.models import ApiKey
 from app.keys.strength import is_weak
 
@@ -40,19 +40,21 @@ def main() -> None:
     parser, arguments = _arguments()
     question = "Enter the file with the keys: "
     file = Path(needed(arguments.file, "FILE", question, to_stderr=arguments.json))
-    with control_plane(may_create=True) as plane:
-        form = arguments.format or SUFFIXES.get(file.suffix.lower())
-        if form is None:
-            parser.error("--format is needed: the file's name ends in none of .json .yaml .csv")
-        try:
-            entries, faults = read_key_list(file.read_bytes(), form)
-        except OSError as error:
-            parser.error(f"{file}: {error.strerror}")
-        except BadKeyList as error:
-            raise Refused(f"{file} {error}") from None
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS_MAX)) as threads:
-            one = partial(_import, plane, is_dry=arguments.dry_run)
-            outcomes = list(threads.map(one, entries))
+    form = arguments.format or SUFFIXES.get(file.suffix.lower())
+    if form is None:
+        parser.error("--format is needed: the file's name ends in none of .json .yaml .csv")
+    try:
+        entries, faults = read_key_list(_read(file), form)
+    except OSError as error:
+        parser.error(f"{file}: {error.strerror}")
+    except BadKeyList as error:
+        raise Refused(f"{file} {error}") from None
+    with (
+        control_plane(may_create=True) as plane,
+        ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS_MAX)) as threads,
+    ):
+        one = partial(_import, plane, is_dry=arguments.dry_run)
+        outcomes = list(threads.map(one, entries))
     report = _report(outcomes, faults)
     if arguments.json:
         print_json({"dry_run": arguments.dry_run, **report})
@@ -69,6 +71,11 @@ def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--format", choices=FORMATS, help="default: by the end of its name")
     parser.add_argument("--dry-run", action="store_true", help="store nothing, only say")
     return parser, parser.parse_args()
+
+
+def _read(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(KEY_LIST_BYTES_MAX + 1)  # enough to see that it is too much
 
 
 def _import(plane: ControlPlane, entry: Entry, *, is_dry: bool) -> Outcome:

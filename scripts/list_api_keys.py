@@ -1,11 +1,12 @@
 """List API keys, never more of them than their public part."""
 
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from _wiring import control_plane, open_parser, print_json, run
+from _wiring import control_plane, open_parser, print_json, run, text_table
 from sqlalchemy import Engine
 
 from app.activity.database import open_activity
@@ -25,8 +26,7 @@ def main() -> None:
     parser.add_argument("--include-inactive", action="store_true", help="revoked ones too")
     parser.add_argument(
         "--due",
-        type=int,
-        choices=range(DUE_DAYS_MAX + 1),
+        type=_days,
         metavar="DAYS",
         help="only those that end or are due for rotation within DAYS, or have been",
     )
@@ -40,9 +40,15 @@ def main() -> None:
     if arguments.json:
         print_json({"api_keys": [_object(key, plane.rotation_policy, evidence) for key in keys]})
     elif keys:
-        print(_table([COLUMNS, *(_row(key, evidence) for key in keys)]))
+        print(text_table([COLUMNS, *(_row(key, evidence) for key in keys)]))
     else:
         print("No keys.")
+
+
+def _days(text: str) -> int:
+    if not (re.fullmatch("[0-9]{1,9}", text) and int(text) <= DUE_DAYS_MAX):
+        raise ArgumentTypeError(f"not a number of days from 0 to {DUE_DAYS_MAX}: {text!r}")
+    return int(text)
 
 
 class Evidence(NamedTuple):
@@ -113,14 +119,6 @@ def _status(key: ApiKey) -> str:
 
 def _minute(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%MZ}"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from _handover import Undo, close_link, handing_over, switch_off
-from _letters import Route, known_client, link, open_route
+from _letters import Route, link, open_route
 from _wiring import (
     ControlPlane,
     Refused,
+    active_client,
     add_client_id,
     ask,
     client_id_of,
@@ -48,8 +49,8 @@ def main() -> None:
         key, handover, undo = _prepare(plane, subject, is_inline=arguments.inline_key)
         url = plane.settings.reachable_url
         with handing_over(undo):
-            message = compose(key, handover, url=url, sender=route.sender, to=route.to)
-            letter = route.dispatch(message, handover, _file_name(key))
+            mail = compose(key, handover, url=url, sender=route.sender, to=route.to)
+            letter = route.dispatch(mail, handover, _file_name(key))
     with letter.telling():
         if arguments.json:
             extra = {"claim_url": handover.claim_url or None, **letter.as_object()}
@@ -97,7 +98,7 @@ def _subject(plane: ControlPlane, arguments: argparse.Namespace) -> Subject:
 
 
 def _open_route(plane: ControlPlane, subject: Subject, arguments: argparse.Namespace) -> Route:
-    client = known_client(plane, subject.client_id)
+    client = active_client(plane, subject.client_id)
     to = needed(
         arguments.to or (client.contact_email if client else None),
         "a mail address",

@@ -71,6 +71,8 @@ def _is_served(data_dir: Path) -> bool:
 
 
 def _dropped(receipt: Receipt) -> str:
+    if not receipt.is_known:
+        return f"whether every worker has dropped it is unknown after {receipt.ms:.0f} ms"
     if receipt.effective_at is None:
         late, workers = receipt.unconfirmed, _count(receipt.workers + receipt.unconfirmed)
         return f"not confirmed by {late} of {workers} after {receipt.ms:.0f} ms"

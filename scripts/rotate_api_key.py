@@ -7,9 +7,10 @@ import argparse
 from typing import Any
 
 from _handover import handing_over, unrotate
-from _letters import known_client, link, open_route
+from _letters import link, open_route
 from _wiring import (
     ControlPlane,
+    active_client,
     add_key_id,
     control_plane,
     key_id_of,
@@ -70,7 +71,7 @@ def _show(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> No
 
 def _notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
     """Rotate, and mail the link; nothing is rotated that could not be told of."""
-    client = known_client(plane, old.client_id)
+    client = active_client(plane, old.client_id)
     name = client.name if client else "platform"
     route = open_route(plane.settings, arguments.notify, name, is_sent=True)
     with writing(plane.engine) as session:
@@ -80,10 +81,8 @@ def _notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> 
     file_name = f"rotation-{key.client_id or 'platform'}-{key.key_id}.eml"
     url = plane.settings.reachable_url
     with handing_over(unrotate(plane, rotation)):
-        message = compose(
-            key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old
-        )
-        letter = route.dispatch(message, handover, file_name)
+        mail = compose(key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old)
+        letter = route.dispatch(mail, handover, file_name)
     with letter.telling():
         if arguments.json:
             extra = {"claim_url": handover.claim_url, **letter.as_object()}

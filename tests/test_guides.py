@@ -11,10 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 
 from app.keys.roles import ROLES
@@ -89,7 +92,7 @@ def _stored_count(desk: Desk) -> int:
 def test_shell_samples(desk: Desk) -> None:
     """Each block for the shell does what the text beside it says."""
     _program("curl")
-    one, array, ndjson, twice, read, pages, usage = (
+    one, array, _, ndjson, twice, read, searched, pages, usage = (
         _run(desk, ["bash", "-eu", "-o", "pipefail"], block) for block in _blocks(CLIENT, "bash")
     )
     assert json.loads(one)["client_id"] == "guided"
@@ -102,6 +105,10 @@ def test_shell_samples(desk: Desk) -> None:
     page = json.loads(read)
     assert [log["status"] for log in page["logs"]] == ["SUCCESS", "FAILED"]
     assert page["next_cursor"]
+    decoder = json.JSONDecoder()
+    found, end = decoder.raw_decode(searched)
+    assert [log["message"] for log in found["logs"]] == ["12 databases saved"]
+    assert json.loads(searched[end:])["logs"] == []
     logs = [log for line in pages.splitlines() for log in json.loads(line)["logs"]]
     assert len({log["id"] for log in logs}) == len(logs) == 6
     assert "nightly-2026-01-15-1" in [log.get("external_id") for log in logs]
@@ -115,6 +122,46 @@ def test_python_samples(desk: Desk, number: int) -> None:
     printed = _run(desk, [sys.executable, "-W", "error", "-"], _blocks(CLIENT, "python")[number])
     assert re.fullmatch(r"[0-9a-f]{36}|1", printed.strip())
     assert _stored_count(desk) == before + 1
+
+
+def test_tail_sample(desk: Desk) -> None:
+    """The sample that follows logs prints each failure that is stored while it runs, once."""
+    sample = _blocks(CLIENT, "python")[2]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", sample],
+        cwd=desk.directory,
+        env=desk.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        lines = iter(following.stdout)
+        failure = {"environment": "dev", "executed_at": 0, "status": "FAILED"}
+        # It may not have begun yet when the first ones are stored.
+        posted: list[str] = []
+        poster = threading.Thread(target=_post_until, args=(desk, failure, posted, following))
+        poster.start()
+        try:
+            seen = [next(lines).split()[-1] for _ in range(3)]
+        finally:
+            following.kill()
+            poster.join(DEADLINE_S)
+    first = posted.index(seen[0])
+    assert seen == posted[first : first + 3]
+
+
+def _post_until(
+    desk: Desk, record: dict[str, object], posted: list[str], process: "subprocess.Popen[str]"
+) -> None:
+    url = f"{desk.environment['LOGGER_API_URL']}/api/v1/logs"
+    headers = {"X-API-Key": desk.environment["LOGGER_API_KEY"]}
+    until = time.monotonic() + DEADLINE_S
+    while process.poll() is None and time.monotonic() < until:
+        message = f"failure-{len(posted)}"
+        posted.append(message)
+        httpx.post(url, json=record | {"message": message}, headers=headers)
+        time.sleep(0.2)
+    process.kill()
 
 
 def test_javascript_sample(desk: Desk) -> None:

@@ -67,6 +67,7 @@ class Receipt(NamedTuple):
     workers: int  # that confirmed it
     ms: float
     unconfirmed: int
+    is_known: bool = True  # else none could be counted, and 1 stands for those that may be there
 
     def as_object(self) -> dict[str, Any]:
         """Show it."""
@@ -171,7 +172,7 @@ def await_dropped(
     made, only its proof is missing. Raises ValueError for a generation that is not committed yet.
     """
     started_s = time.monotonic()
-    confirmed, unconfirmed = 0, 1  # one at least, for all that is known
+    confirmed, unconfirmed = 0, 0
     try:
         if _read_generation(control) < generation:
             raise ValueError("a generation is waited for after its commit")
@@ -180,13 +181,13 @@ def await_dropped(
             if not unconfirmed and (confirmed or not is_served):
                 return Receipt(_next_ms(), confirmed, _ms_since(started_s), 0)
             if time.monotonic() - started_s >= timeout_s:
-                unconfirmed = unconfirmed or 1
                 break
             time.sleep(POLL_S)
     except StorageUnavailable as error:
         log.warning("what workers know of the keys cannot be read: %s", error.reason)
-        confirmed, unconfirmed = 0, 1
-    return Receipt(None, confirmed, _ms_since(started_s), unconfirmed)
+        confirmed, unconfirmed = 0, 0
+    is_known = bool(confirmed or unconfirmed)
+    return Receipt(None, confirmed, _ms_since(started_s), unconfirmed or 1, is_known)
 
 
 def _read_generation(control: Engine) -> int:

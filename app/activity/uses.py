@@ -10,6 +10,7 @@ from sqlalchemy import Engine, Table, TextualSelect, case, delete, func, select,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col
 
+from app.journal import redacted
 from app.keys.database import reading, writing
 from app.keys.models import KeySource, KeyUse
 
@@ -103,10 +104,13 @@ def _merged(sightings: Iterable[Sighting]) -> list[Sighting]:
 
 
 def _storable(one: Sighting) -> Sighting:
+    # Some send a key as their user agent by mistake. It is looked for before the cut: of half a key
+    # nobody can tell that it is one.
+    user_agent = redacted(one.user_agent)
     return one._replace(
         key_id=one.key_id[:_KEY_ID_LENGTH_MAX],
         source_ip=_printable(one.source_ip[:_SOURCE_IP_LENGTH_MAX]),
-        user_agent=_printable(one.user_agent[:_USER_AGENT_LENGTH_MAX]),
+        user_agent=_printable(user_agent[:_USER_AGENT_LENGTH_MAX]),
     )
 
 

@@ -12,8 +12,7 @@ from fastapi import Request
 from app.edge import ingest
 from app.errors import Forbidden, KeyRequired
 from app.keys.principal import ANONYMOUS, Principal
-
-MANAGEMENT = "keys:manage"
+from app.keys.roles import MANAGEMENT
 
 
 class Rule(NamedTuple):
@@ -33,6 +32,7 @@ class Rule(NamedTuple):
 PUBLIC = Rule(needs_key=False)
 ANY_KEY = Rule()
 READ = Rule(scope="logs:read")
+QUERY = Rule(scope="logs:query")
 USAGE = Rule(scope="usage:read")
 MANAGE = Rule(scope=MANAGEMENT)
 MANAGE_PLATFORM = Rule(scope=MANAGEMENT, is_platform=True)
@@ -45,7 +45,11 @@ _CLIENT = f"{_CLIENTS}/{{client_id}}"
 RULES: dict[tuple[str, str], Rule] = {
     ("POST", ingest.PATH): Rule(scope=ingest.SCOPE),
     ("GET", ingest.PATH): READ,
+    ("GET", f"{ingest.PATH}/export"): READ,
+    ("GET", f"{ingest.PATH}/tail"): READ,
+    ("GET", f"{ingest.PATH}/rejected"): READ,
     ("GET", f"{ingest.PATH}/{{log_id}}"): READ,
+    ("POST", "/api/v1/query"): QUERY,
     ("GET", "/api/v1/usage"): USAGE,
     ("POST", _KEYS): MANAGE,
     ("GET", _KEYS): MANAGE,
@@ -60,6 +64,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", _CLIENTS): MANAGE,
     ("GET", _CLIENT): MANAGE,
     ("PATCH", _CLIENT): MANAGE,
+    ("DELETE", f"{_CLIENT}/logs"): MANAGE_PLATFORM,
     # Any key of the platform, whatever its scopes: they tell of no client, and the key that
     # Prometheus holds should be one that may do nothing else.
     ("GET", "/metrics"): Rule(is_platform=True, is_metrics=True),

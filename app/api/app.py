@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app import __version__
-from app.api import claims, clients, docs, health, keys, logs, usage
+from app.api import claims, clients, docs, erasure, export, health, keys, logs, query, tail, usage
 from app.api.access import RULES
 from app.api.dependencies import authorize
 from app.api.openapi import describe
@@ -37,7 +37,7 @@ def create_control_app(
     app.state.metrics_public = metrics_public
     app.state.management_requests_per_minute = management_requests_per_minute
     app.state.throttle_id = uuid4()
-    for routes in (logs, usage, keys, clients, health, claims, docs):
+    for routes in (export, tail, logs, query, usage, keys, clients, erasure, health, claims, docs):
         app.include_router(routes.router)
     app.add_exception_handler(LoggerError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

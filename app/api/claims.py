@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from app.api.dependencies import Opened
 from app.api.openapi import documented
 from app.api.throttle import limited_by, source
+from app.api.writes import CLAIMS
 from app.delivery import claims
 from app.delivery.templates import STYLE, render
 from app.edge.problem import retry_after, status_of
@@ -80,7 +81,7 @@ async def show_button(request: Request, token: str, opened: Opened) -> HTMLRespo
 @_limited
 async def show_key(request: Request, token: str, opened: Opened) -> HTMLResponse:  # noqa: ARG001  # as above
     """Show the key."""
-    claimed = await opened.writes.run(claims.claim, opened.engine, token)
+    claimed = await opened.writes.run(CLAIMS, claims.claim, opened.engine, token)
     return HTMLResponse(render("claim_shown.html", **claimed._asdict()), headers=HEADERS)
 
 

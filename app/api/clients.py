@@ -12,6 +12,7 @@ from app.api.openapi import BODY_FAULTS, CLIENT, CLIENT_PAGE, documented
 from app.api.receipt import receipt
 from app.api.schemas import CLIENT_CREATE, CLIENT_LIST, CLIENT_PATCH
 from app.api.throttle import limited
+from app.api.writes import place_of
 from app.keys import clients
 from app.keys.objects import client_object
 
@@ -31,7 +32,12 @@ async def create(request: Request, opened: Opened) -> dict[str, Any]:
     properties = columns(form)
     client_id = properties.pop("client_id")
     client = await opened.writes.run(
-        clients.create_client, opened.engine, client_id, properties, asker=caller
+        place_of(caller),
+        clients.create_client,
+        opened.engine,
+        client_id,
+        properties,
+        asker=opened.authenticator.asker(caller),
     )
     return client_object(client)
 
@@ -74,7 +80,12 @@ async def change(request: Request, client_id: str, opened: Opened) -> dict[str, 
     """Set what is named and leave the rest; an inactive client's keys stop at once."""
     form, _, caller = await read_json(request, ClientPatch)
     changed = await opened.writes.run(
-        clients.update_client, opened.engine, client_id, columns(form), asker=caller
+        place_of(caller),
+        clients.update_client,
+        opened.engine,
+        client_id,
+        columns(form),
+        asker=opened.authenticator.asker(caller),
     )
     dropped = await receipt(opened, changed.generation) if form.is_active is False else {}
     return client_object(changed.client) | dropped

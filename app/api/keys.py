@@ -1,7 +1,7 @@
 """/api/v1/api-keys: keys made, changed, rotated, switched off; by the platform or by their client.
 
 A route reads its request only once slowapi has counted it. It reads the database in a thread of the
-loop's own, and writes to it by `writes` (app/api/services.py).
+loop's own, and writes to it by `writes` (app/api/writes.py).
 `asker` is the caller everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
@@ -24,6 +24,7 @@ from app.api.receipt import receipt
 from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
 from app.api.services import Services
 from app.api.throttle import limited
+from app.api.writes import place_of
 from app.edge.headers import combined, idempotency_key
 from app.errors import Invalid, NotFound, StorageUnavailable
 from app.keys import lifecycle, registry
@@ -45,7 +46,7 @@ router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
     "",
     status_code=201,
     summary="Make a key",
-    **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, status=201, body=KEY_CREATE),
+    **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, 409, status=201, body=KEY_CREATE),
 )
 @limited
 async def create(request: Request, response: Response, opened: Opened) -> Any:
@@ -57,13 +58,13 @@ async def create(request: Request, response: Response, opened: Opened) -> Any:
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
         "create_client": caller.is_admin,
-        "asker": caller,
+        "asker": opened.authenticator.asker(caller),
         "created_by": caller.key_id,
         "once": _once(request, caller, body),
         **properties,
     }
     key, text = await opened.writes.run(
-        registry.create_key, opened.engine, opened.peppers, **options
+        place_of(caller), registry.create_key, opened.engine, opened.peppers, **options
     )
     if not text:
         response.headers["Idempotent-Replayed"] = "true"
@@ -138,7 +139,11 @@ async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
     """Wipe a key for good; the reply tells when every worker had dropped it."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
     deleted = await opened.writes.run(
-        lifecycle.delete_key, opened.engine, id_or_key_id, asker=caller
+        place_of(caller, ends=True),
+        lifecycle.delete_key,
+        opened.engine,
+        id_or_key_id,
+        asker=opened.authenticator.asker(caller),
     )
     return await _shown(opened, deleted.key) | await receipt(opened, deleted.generation)
 
@@ -175,22 +180,30 @@ async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[
 )
 @limited
 async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
-    """Make a key that takes over; the old one works until `grace_until`, never past its own end."""
+    """Make a key that takes over; the old one works until `grace_until`, never past its own end.
+
+    Without grace the reply tells when every worker had dropped the old one.
+    """
     form, _, caller = await read_json(request, KeyRotate, empty=b"{}")
+    grace_s = GRACE_S_DEFAULT if form.grace_seconds is None else form.grace_seconds
+    ends = grace_s == 0
     rotation = await opened.writes.run(
+        place_of(caller, ends=ends),
         lifecycle.rotate_key,
         opened.engine,
         opened.peppers,
         id_or_key_id,
-        grace_s=GRACE_S_DEFAULT if form.grace_seconds is None else form.grace_seconds,
+        grace_s=grace_s,
         key_hasher=opened.key_hasher,
         created_by=caller.key_id,
-        asker=caller,
+        asker=opened.authenticator.asker(caller),
     )
+    dropped = await receipt(opened, rotation.generation) if ends else {}
     return key_object(rotation.key, opened.rotation_policy) | {
         "key": rotation.text,
         "grace_until": iso_time(rotation.old.grace_until),
         "old_key_id": rotation.old.key_id,
+        **dropped,
     }
 
 
@@ -198,10 +211,15 @@ async def _update(
     opened: Services, caller: Principal, id_or_key_id: str, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """Change a key and show it; what switches it off tells when every worker had dropped it."""
-    changed = await opened.writes.run(
-        lifecycle.update_key, opened.engine, id_or_key_id, changes, asker=caller
-    )
     ends = changes.get("is_active") is False
+    changed = await opened.writes.run(
+        place_of(caller, ends=ends),
+        lifecycle.update_key,
+        opened.engine,
+        id_or_key_id,
+        changes,
+        asker=opened.authenticator.asker(caller),
+    )
     dropped = await receipt(opened, changed.generation) if ends else {}
     return await _shown(opened, changed.key) | dropped
 

@@ -2,18 +2,29 @@
 
 import time
 from dataclasses import replace
+from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
-from app.api.openapi import LOG_FILTERS, LOG_PAGE, LOG_RECORD, documented
+from app.api.openapi import (
+    LOG_FILTERS,
+    LOG_PAGE,
+    LOG_RECORD,
+    REJECTED_FILTERS,
+    REJECTED_PAGE,
+    documented,
+)
 from app.api.services import Services
 from app.errors import Forbidden, Invalid, NotFound
 from app.keys.principal import Principal
+from app.logs.dead_letters import parse_rejected_query
 from app.logs.identity import parse_id
 from app.logs.query import LogQuery, parse_log_query
+from app.logs.selection import Selection
 
+S = TypeVar("S", bound=Selection)
 router = APIRouter(prefix="/api/v1/logs", tags=["logs"])
 
 # Stored text is served as data: no browser may take it for a page.
@@ -28,19 +39,35 @@ SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 async def list_logs(request: Request, principal: Caller, opened: Opened) -> Response:
     """Return one page; `next_cursor` continues it, without gap or repeat, while logs arrive."""
     params = list(request.query_params.multi_items())
-    client_id = _one_client(principal, params, opened)
-    query = _within_datasets(
-        principal,
-        parse_log_query(
-            client_id,
-            [(name, value) for name, value in params if name != "client_id"],
-            time.time_ns() // 1000,
-            opened.cursors,
-        ),
+    client_id = one_client(principal, params, opened)
+    query = parse_log_query(
+        client_id,
+        [(name, value) for name, value in params if name != "client_id"],
+        time.time_ns() // 1000,
+        opened.cursors,
     )
-    page = await opened.store.page(query)
+    # A cursor belongs to what was asked, not to what the key narrows it to.
+    page = await opened.store.page(within_datasets(principal, query))
     cursor = None if page.last_id is None else opened.cursors.seal(query, page.last_id)
     body = b'{"logs":[%b],"next_cursor":%b}' % (page.logs.encode(), orjson.dumps(cursor))
+    return Response(body, media_type="application/json", headers=SAFE)
+
+
+@router.get(
+    "/rejected",
+    summary="Read your rejected records, newest first",
+    **documented(REJECTED_PAGE, 403, 404, 422, parameters=REJECTED_FILTERS),
+)
+async def list_rejected(request: Request, principal: Caller, opened: Opened) -> Response:
+    """Return one page of what was refused, as it was sent, and why."""
+    params = list(request.query_params.multi_items())
+    client_id = one_client(principal, params, opened)
+    named = [(name, value) for name, value in params if name != "client_id"]
+    now_us = time.time_ns() // 1000
+    query = parse_rejected_query(client_id, named, now_us, opened.cursors)
+    page = await opened.store.rejected(within_datasets(principal, query))
+    cursor = None if page.last_id is None else opened.cursors.seal(query, page.last_id)
+    body = b'{"rejected":[%b],"next_cursor":%b}' % (page.logs.encode(), orjson.dumps(cursor))
     return Response(body, media_type="application/json", headers=SAFE)
 
 
@@ -48,17 +75,18 @@ async def list_logs(request: Request, principal: Caller, opened: Opened) -> Resp
 async def get_log(log_id: str, request: Request, principal: Caller, opened: Opened) -> Response:
     """Return the same object as in the list; another client's log is not found."""
     place = parse_id(log_id)
-    client_id = _one_client(principal, request.query_params.multi_items(), opened)
+    client_id = one_client(principal, request.query_params.multi_items(), opened)
     if place is None:
         raise NotFound
-    query = _within_datasets(principal, LogQuery(client_id, log_id=place))
+    query = within_datasets(principal, LogQuery(client_id, log_id=place))
     page = await opened.store.page(query)
     if not page.logs:
         raise NotFound
     return Response(page.logs.encode(), media_type="application/json", headers=SAFE)
 
 
-def _one_client(principal: Principal, params: list[tuple[str, str]], opened: Services) -> str:
+def one_client(principal: Principal, params: list[tuple[str, str]], opened: Services) -> str:
+    """Return the one client whose logs are asked for: the key's own, or the one an admin names."""
     named = [value for name, value in params if name == "client_id"]
     if len(set(named)) > 1:
         raise Invalid.parameter("client_id", "is given twice")
@@ -68,7 +96,7 @@ def _one_client(principal: Principal, params: list[tuple[str, str]], opened: Ser
     return client_id
 
 
-def _within_datasets(principal: Principal, query: LogQuery) -> LogQuery:
+def within_datasets(principal: Principal, query: S) -> S:
     """Narrow a query to the datasets that the key may read."""
     allowed = principal.allowed_datasets
     if allowed is None:

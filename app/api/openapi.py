@@ -9,9 +9,13 @@ from app import __version__
 from app.api.schemas import SCHEMAS
 from app.edge.headers import IDEMPOTENCY_KEY_LENGTH_MAX
 from app.edge.ingest import MEDIA_TYPES, PATH
-from app.logs.query import DEFAULT_LIMIT, MAX_LIMIT
+from app.logs.aggregation import DEFAULT_LIMIT as DEFAULT_ROWS
+from app.logs.aggregation import DIMENSIONS, METRICS
+from app.logs.aggregation import MAX_LIMIT as ROWS_MAX
+from app.logs.query import DEFAULT_LIMIT, EXPORT_FORMATS, MAX_LIMIT
 from app.logs.rows import SLUG
-from app.logs.selection import FILTERS
+from app.logs.search import QUESTION_LENGTH_MAX
+from app.logs.selection import FILTERS, METADATA_FILTERS_MAX, METADATA_NAME_LENGTH_MAX
 
 JsonSchema = dict[str, Any]
 
@@ -143,6 +147,30 @@ def _json(schema: JsonSchema) -> JsonSchema:
 
 
 LOG_RECORD = _json(_ref("StoredLog"))
+REJECTED_PAGE = _json(
+    {
+        "type": "object",
+        "required": ["rejected", "next_cursor"],
+        "properties": {
+            "rejected": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["received_at", "index", "field", "detail", "record", "key_id"],
+                    "properties": {
+                        "received_at": _TIME,
+                        "index": {"type": "integer", "description": "Its place in the request."},
+                        "field": _MAYBE_TEXT,
+                        "detail": _TEXT,
+                        "record": {"type": "string", "description": "As it was sent; may be cut."},
+                        "key_id": _TEXT,
+                    },
+                },
+            },
+            "next_cursor": _MAYBE_TEXT,
+        },
+    }
+)
 LOG_PAGE = _json(
     {
         "type": "object",
@@ -168,6 +196,80 @@ USAGE = _json(
 )
 
 
+_CELL: JsonSchema = {"type": ["string", "number", "null"]}
+TABLE = _json(
+    {
+        "type": "object",
+        "required": ["columns", "rows"],
+        "properties": {
+            "columns": {"type": "array", "items": _TEXT},
+            "rows": {"type": "array", "items": {"type": "array", "items": _CELL}},
+        },
+        "examples": [
+            {"columns": ["workflow", "count", "error_rate"], "rows": [["order-sync", 1204, 0.04]]}
+        ],
+    }
+) | {"text/csv": {"schema": _TEXT}}
+_FILTER: JsonSchema = {
+    "anyOf": [_TEXT, {"type": "number"}, {"type": "array", "items": _TEXT, "minItems": 1}]
+}
+QUERY: JsonSchema = {
+    "required": True,
+    "content": _json(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "client_id": {**_TEXT, "description": "With an admin key; `*` for all."},
+                "dataset": {**_FILTER, "description": "All that the key may read, if absent."},
+                "metrics": {
+                    "type": "array",
+                    "items": {"type": "string", "enum": list(METRICS)},
+                    "uniqueItems": True,
+                    "default": ["count"],
+                },
+                "dimensions": {
+                    "type": "array",
+                    "items": {"type": "string", "examples": [*DIMENSIONS, "time:1h"]},
+                    "description": (
+                        f"{', '.join(DIMENSIONS)} (`client_id` with `*` alone), or `time:` with a"
+                        " length that parts a day evenly: `time:5m`, `time:1h`, `time:1d`."
+                    ),
+                },
+                "filters": {
+                    "type": "object",
+                    "additionalProperties": _FILTER,
+                    "description": "Named as in GET /api/v1/logs: `status`, `q`, `metadata.NAME`.",
+                },
+                "from": {**_TEXT, "description": "As in GET /api/v1/logs."},
+                "to": _TEXT,
+                "order": {
+                    "anyOf": [_TEXT, {"type": "array", "items": _TEXT}],
+                    "description": (
+                        "`column`, `-column`, or `asc`, `desc` of the time, or of the first metric."
+                        " By the dimensions, if absent."
+                    ),
+                },
+                "limit": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": ROWS_MAX,
+                    "default": DEFAULT_ROWS,
+                },
+            },
+            "examples": [
+                {
+                    "metrics": ["count", "error_rate", "p95_duration_ms"],
+                    "dimensions": ["time:1h", "workflow"],
+                    "filters": {"environment": "production"},
+                    "from": "-7d",
+                }
+            ],
+        }
+    ),
+}
+
+
 def _parameter(name: str, schema: JsonSchema, description: str) -> JsonSchema:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
@@ -180,6 +282,28 @@ LOG_FILTERS = [
         _parameter(name, {"type": "array", "items": _TEXT}, "Any of these values.")
         for name in FILTERS
     ),
+    _parameter(
+        "q",
+        {"type": "string", "minLength": 1, "maxLength": QUESTION_LENGTH_MAX},
+        'Whole words, all of which must be in the message, the error or the metadata; `"a phrase"`,'
+        " `-not`.",
+    ),
+    _parameter("min_duration_ms", {"type": "number", "minimum": 0}, "Lasted so long at least."),
+    {
+        **_parameter(
+            "metadata",
+            {
+                "type": "object",
+                "propertyNames": {"pattern": rf"^metadata\..{{1,{METADATA_NAME_LENGTH_MAX}}}$"},
+                "additionalProperties": {"type": "array", "items": _TEXT, "minItems": 1},
+                "maxProperties": METADATA_FILTERS_MAX,
+                "examples": [{"metadata.host": ["db-1", "db-2"]}],
+            },
+            "Any name with its values, as in `metadata.host=db-1`; a dot leads into an object.",
+        ),
+        "style": "form",
+        "explode": True,
+    },
     _parameter("order", {"type": "string", "enum": ["desc", "asc"], "default": "desc"}, "By time."),
     _parameter(
         "limit",
@@ -189,6 +313,57 @@ LOG_FILTERS = [
     _parameter("cursor", _TEXT, "`next_cursor` of the page before."),
     CLIENT_ID,
 ]
+
+REJECTED_FILTERS = [
+    _parameter("from", _TEXT, "Received at or after: RFC 3339, or relative like `-1h`, `-7d`."),
+    _parameter("to", _TEXT, "Received before."),
+    *(one for one in LOG_FILTERS if one["name"] in {"limit", "cursor", "client_id"}),
+]
+
+EXPORT = {"application/x-ndjson": {"schema": _TEXT}, "text/csv": {"schema": _TEXT}}
+EXPORT_FILTERS = [
+    _parameter(
+        "format",
+        {"type": "string", "enum": list(EXPORT_FORMATS), "default": "ndjson"},
+        "One log of JSON a line, or a table.",
+    ),
+    *(one for one in LOG_FILTERS if one["name"] not in {"order", "limit", "cursor"}),
+    _parameter("order", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}, "By time."),
+]
+
+TAIL = {"text/event-stream": {"schema": _TEXT}}
+TAIL_FILTERS: dict[str, Any] = {
+    "parameters": [
+        *(one for one in LOG_FILTERS if one["name"] not in {"order", "limit", "cursor"}),
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "schema": _TEXT,
+            "description": "The `id` of the last event that you have; any filters may follow it.",
+        },
+        _parameter("last_event_id", _TEXT, "The same, where a header can't be set."),
+    ]
+}
+
+ERASURE_FILTERS = [
+    one for one in LOG_FILTERS if one["name"] not in {"order", "limit", "cursor", "client_id"}
+]
+ERASED = _json(
+    {
+        "type": "object",
+        "required": ["erased", "from", "to", "erased_at", "digest"],
+        "properties": {
+            "erased": {"type": "integer", "description": "How many logs."},
+            "from": {**_MAYBE_TEXT, "description": "When the first of them was executed."},
+            "to": {**_MAYBE_TEXT, "description": "When the last of them was executed."},
+            "erased_at": _TIME,
+            "digest": {
+                "type": "string",
+                "description": "SHA-256 in hex of their ids, sorted, joined by line breaks.",
+            },
+        },
+    }
+)
 
 _SUCCESSES = {200: "OK", 201: "Created"}
 _FAULTS = {

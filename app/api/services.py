@@ -1,34 +1,51 @@
 """What the routes of the control and query plane stand on."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from app.api.writes import Writes
 from app.edge.auth import Authenticator
 from app.edge.limits import Limiter
 from app.edge.sightings import Sightings
 from app.edge.tally import Tally
+from app.errors import Overloaded, RateLimited
 from app.keys.objects import RotationPolicy
 from app.keys.verifier import Peppers
 from app.logs.query import Cursors
 from app.logs.store import LogStore
-from app.pool import BoundedPool
+from app.logs.tail import Tails
 
-# The control database takes one write at a time: more threads would only wait for its lock.
-WRITE_THREADS = 1
-# A write takes 5 to 20 ms: what is done within the wait below, unless the database is held up.
-WRITES_QUEUE = 64
-# Whoever waits for longer had better come again; most clients give up after 10 s.
-WRITE_WAIT_S_MAX = 3.0
+# Each reads ahead and renders in a thread: a few of them keep the loop's threads free for pages.
+EXPORTS_MAX = 4
+# Of one client, so that another one finds a place.
+EXPORTS_PER_CLIENT_MAX = 2
+EXPORT_RETRY_S = 5
 
 
-def open_writes() -> BoundedPool:
-    """Open where routes write to the control database.
+class Exports:
+    """Who exports now: each export holds some portions in memory, and takes turns at the reading.
 
-    Not in the loop's own threads: while another process holds the database, writes would take them
-    all, and reads that nothing holds up would wait behind them.
+    Without a bound the pages of others would wait behind them.
     """
-    return BoundedPool("writes", WRITE_THREADS, WRITES_QUEUE, wait_s_max=WRITE_WAIT_S_MAX)
+
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()
+
+    def enter(self, client_id: str) -> None:
+        """Begin an export; raise RateLimited for one too many of a client, Overloaded of all."""
+        if self._running[client_id] >= EXPORTS_PER_CLIENT_MAX:
+            raise RateLimited(["exports"], EXPORT_RETRY_S)
+        if self._running.total() >= EXPORTS_MAX:
+            raise Overloaded
+        self._running[client_id] += 1
+
+    def leave(self, client_id: str) -> None:
+        """End one."""
+        self._running[client_id] -= 1
+        if not self._running[client_id]:
+            del self._running[client_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +58,11 @@ class Services:
     sightings: Sightings
     store: LogStore
     cursors: Cursors
+    tails: Tails
     engine: Engine
-    writes: BoundedPool  # every write to the control database that a route makes
+    writes: Writes  # every write to the control database that a route makes
     activity: Engine
     peppers: Peppers
     key_hasher: str
     rotation_policy: RotationPolicy
+    exports: Exports = field(default_factory=Exports)

@@ -25,7 +25,10 @@ async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the 
     to: Annotated[str | None, Query(description="RFC 3339, exclusive; rounded to minutes.")] = None,
     group_by: Annotated[str, Query(description="key, dataset, hour or day.")] = "day",
 ) -> dict[str, Any]:
-    """Return usage by group, and in total; the usage of stored logs is exact."""
+    """Return usage by group, and in total; the usage of stored logs is exact.
+
+    A key that is limited to some datasets sees what was counted for those, in every group.
+    """
     group = next((one for one in USAGE_GROUPS if one == group_by), None)
     if group is None:
         raise Invalid.parameter("group_by", f"must be one of {', '.join(USAGE_GROUPS)}")
@@ -36,6 +39,7 @@ async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the 
             group_by=group,
             start_minute=_minute("from", from_),
             end_minute=_minute("to", to, ceiling=True),
+            datasets=principal.allowed_datasets,
         )
     )
     totals = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)]

@@ -1,7 +1,10 @@
 """Where a request came from, through proxies that we trust and no others."""
 
+import re
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+_WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]{1,5}|\[(?P<v6>[^]]*)\](?::[0-9]{1,5})?", re.ASCII)
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
@@ -16,9 +19,9 @@ def source_address(peer: str, forwarded_for: bytes | None, trusted: Networks) ->
     hop = peer
     if not trusted or forwarded_for is None:
         return hop
-    hops = [part.strip() for part in forwarded_for.decode("latin-1").split(",")]
+    hops = forwarded_for.decode("latin-1").split(",")
     while hops and _is_within(hop, trusted):
-        claimed = hops.pop()
+        claimed = _without_port(hops.pop().strip())
         if not _is_address(claimed):
             break
         hop = claimed
@@ -36,6 +39,12 @@ def limit_group(address: str) -> str:
             return str(parsed.ipv4_mapped)
         return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
     return address
+
+
+def _without_port(hop: str) -> str:
+    """Leave the port out that some proxies write: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
+    placed = _WITH_PORT.fullmatch(hop)
+    return hop if placed is None else placed["v4"] or placed["v6"]
 
 
 def _is_address(text: str) -> bool:

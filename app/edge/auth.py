@@ -10,6 +10,7 @@ from typing import Any
 from app.edge.address import Networks, limit_group, source_address
 from app.edge.limits import Window
 from app.errors import InvalidKey, KeyRequired, RateLimited
+from app.keys.changes import Asker
 from app.keys.keyring import Keyring
 from app.keys.principal import Principal
 
@@ -144,6 +145,10 @@ class Authenticator:
         except InvalidKey:
             self._count_failure(self.source(scope))
             raise
+
+    def asker(self, principal: Principal) -> Asker:
+        """Give what a change is asked for with, by whom `authenticate` has just returned."""
+        return self._keyring.asker(principal)
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""

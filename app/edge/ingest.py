@@ -46,7 +46,8 @@ from app.errors import (
 )
 from app.keys.principal import Principal
 from app.logs.batch import Batch, Idempotency, Receipt
-from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson
+from app.logs.dead_letters import make_letters
+from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson, record_texts
 from app.logs.identity import format_id, received_us
 from app.logs.rows import SLUG, Rows, build_rows
 from app.logs.store import ClaimHeld, LogStore
@@ -263,6 +264,9 @@ class IngestEndpoint:
             bytes=len(body),
             rejected=len(built.rejections),
         )
+        if built.rejections:
+            texts = record_texts(body, self._decode_limits, is_ndjson=upload.is_ndjson)
+            batch.dead_letters = make_letters(built.rejections, texts, arrival)
         key = upload.idempotency_key
         if key is not None:
             batch.idempotency = Idempotency(key, digest, _encode_outcome(outcome))

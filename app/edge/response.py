@@ -28,6 +28,19 @@ async def respond(send: Any, status: int, headers: Headers, lines: bytes, body: 
     await send({"type": "http.response.body", "body": body})
 
 
+async def abort(send: Any, receive: Any) -> None:
+    """Cut a connection off in the middle of a response, and return when that is done.
+
+    To end it in order would be to say that the response is whole.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        raise ConnectionAbortedError("a response broke off")  # what any server takes for a fault
+    cycle.transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def parse_lines(lines: bytes) -> Headers:
     """Return header lines as ASGI wants them."""
     split = [line.partition(b": ") for line in lines.split(b"\r\n") if line]

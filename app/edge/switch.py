@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from app.edge import ingest, metrics
 from app.edge.prompt import PromptIngest
 from app.edge.request_id import new_request_id
-from app.edge.response import parse_lines
+from app.edge.response import abort, parse_lines
 from app.errors import StorageUnavailable
 
 
@@ -40,7 +41,12 @@ class Edge:
     async def _ask_control(self, scope: Any, receive: Any, send: Any) -> None:
         """Give the answer a request id, and the limits that the request ran past."""
         request_id = new_request_id()
-        state = {**scope.get("state", {}), "request_id": request_id}
+        state = {
+            **scope.get("state", {}),
+            "request_id": request_id,
+            "is_head": scope["method"] == "HEAD",
+            "abort": partial(abort, send, receive),
+        }
         # A HEAD is a GET whose body the server leaves out (RFC 9110, 9.3.2).
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         scope = {**scope, "state": state, "method": method}

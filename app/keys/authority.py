@@ -1,21 +1,22 @@
 """What one key may do to another: a key can never give what it does not have. Pure.
 
 `asker` is the principal whose key asks; None stands for the operator at a terminal, who may all.
-Taking away needs nothing but reach; giving, which includes handing out a new secret for what a key
-may do, needs all that the key may do.
+Taking away needs nothing but reach. Giving needs all that the key may do then, whichever part of it
+was given: whoever adds a scope to a key that reads every dataset gives that scope on all of them.
+To hand out a new secret for a key, or to switch it on, is to give all of it.
+
+A life is part of what is given. An asker that ends makes, revives and rotates nothing that lives
+beyond it, not as the platform either, and leaves itself no heir: else whoever holds a leaked key
+that is about to end, in the grace of its rotation say, would stay. Automation that looks after keys
+without an end needs a key without one; what can be taken away by it is not bounded by its own end.
 """
 
-from collections.abc import Collection
 from datetime import UTC, datetime
 
 from app.errors import Forbidden, NotFound
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import Principal
 from app.keys.roles import ADMIN, ROLES, effective_scopes
-
-# What makes up what a key may do.
-POWERS = frozenset({"role", "scopes", "allowed_datasets", *LIMIT_NAMES})
-ALL = POWERS | {"expires_at"}
 
 
 def check_reach(asker: Principal | None, client_id: str | None) -> None:
@@ -30,46 +31,67 @@ def check_role(asker: Principal | None, role: object) -> None:
         raise Forbidden("Admin key required")
 
 
-def check_within(asker: Principal | None, key: ApiKey, given: Collection[str] = ALL) -> None:
-    """Raise Forbidden if a key may do what the asker may not, in the columns that it was given.
+def check_within(asker: Principal | None, key: ApiKey) -> None:
+    """Raise Forbidden if a key may do what the asker may not.
 
-    Its limits are as much a matter of this as its scopes: 0 and none stand for more than any.
+    Its limits are as much a matter of this as its scopes: 0 and none stand for more than any. So is
+    the role behind explicit scopes, which is what is left without them.
     """
     if asker is None:
         return
     if key.client_id is None and not asker.is_admin:
         raise Forbidden("Admin key required")
-    missing = effective_scopes(key.role, key.scopes) - asker.scopes
-    if missing and not {"role", "scopes"}.isdisjoint(given):
+    missing = effective_scopes(key.role, key.scopes) - asker.scopes or _role_beyond(asker, key.role)
+    if missing:
         raise Forbidden(f"Requires scope '{min(missing)}'")
-    if asker.allowed_datasets is not None and "allowed_datasets" in given:
+    if asker.allowed_datasets is not None:
         wider = sorted(set(key.allowed_datasets or ()) - asker.allowed_datasets)
         if key.allowed_datasets is None or wider:
             raise Forbidden(f"Not authorized for dataset '{wider[0] if wider else '*'}'")
-    if asker.expires_at_s is not None and "expires_at" in given:
-        own_end = _end(asker.expires_at_s)
-        if key.expires_at is None or key.expires_at > own_end:
+    if asker.expires_at_s is not None:
+        end = key.ends_at
+        if end is None or end.timestamp() > asker.expires_at_s:
             raise Forbidden("Not authorized to outlive the key that asks")
-    for name in LIMIT_NAMES:
-        own, limit = _own_limit(asker, name), getattr(key, name)
-        if name in given and own and (limit is None or limit == 0 or limit > own):
-            raise Forbidden(f"Not authorized for more {name} than {own}")
+    for name, own in zip(LIMIT_NAMES, asker.own_limits, strict=True):
+        limit = getattr(key, name)
+        # The default of the one is the default of the other.
+        most = getattr(asker.key_limits, name) if own is None and limit is not None else own
+        if most and not asker.is_admin and (not limit or limit > most):
+            raise Forbidden(f"Not authorized for more {name} than {most}")
+
+
+def check_change(asker: Principal | None, before: Principal, key: ApiKey, *, revived: bool) -> None:
+    """Raise Forbidden if a changed key was given something, and then has more than the asker has.
+
+    `before` is who the key was; what it could not give itself is more than it had.
+    """
+    if not revived:
+        try:
+            check_within(before, key)
+        except Forbidden:
+            pass
+        else:
+            return
+    check_within(asker, key)
 
 
 def narrow(asker: Principal | None, key: ApiKey, *, is_role_asked: bool = True) -> None:
     """Cut what was left open of a new key down to what the asker has."""
     if asker is None:
         return
-    if key.scopes is None and not is_role_asked and ROLES[key.role] - asker.scopes:
-        # None left is no narrower key but none at all: for check_within to refuse.
-        key.scopes = sorted(ROLES[key.role] & asker.scopes) or None
+    if not is_role_asked:
+        if key.scopes is None and ROLES[key.role] - asker.scopes:
+            # None left is no narrower key but none at all: for check_within to refuse.
+            key.scopes = sorted(ROLES[key.role] & asker.scopes) or None
+        if _role_beyond(asker, key.role):
+            key.role = asker.role
     if key.allowed_datasets is None and asker.allowed_datasets is not None:
         key.allowed_datasets = sorted(asker.allowed_datasets)
     if key.expires_at is None:
         shorten(asker, key)
-    for name in LIMIT_NAMES:
-        own = _own_limit(asker, name)
-        if own and getattr(key, name) is None:
+    for name, own in zip(LIMIT_NAMES, asker.own_limits, strict=True):
+        # The platform sets the limits of others, whatever its own.
+        if own and not asker.is_admin and getattr(key, name) is None:
             setattr(key, name, own)
 
 
@@ -88,13 +110,7 @@ def _end(at_s: float) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def _own_limit(asker: Principal, name: str) -> int:
-    """Return the limit that binds the asker more than its client does; 0: none.
-
-    The platform sets the limits of others, whatever its own.
-    """
-    if asker.is_admin:
-        return 0
-    own: int = getattr(asker.key_limits, name)
-    ceiling: int = getattr(asker.client_limits, name)
-    return own if own and (not ceiling or own < ceiling) else 0
+def _role_beyond(asker: Principal, role: str) -> frozenset[str]:
+    """Return what is behind a role that the asker has neither by its scopes nor by its own role."""
+    none: frozenset[str] = frozenset()
+    return ROLES.get(role, none) - ROLES.get(asker.role, none) - asker.scopes

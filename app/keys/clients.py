@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
-from app.keys.changes import advance, writing_for
+from app.keys.changes import Asker, advance, writing_for
 from app.keys.database import reading
 from app.keys.faults import SLUG_DETAIL, check_client
 from app.keys.models import Client, utc_now
@@ -34,12 +34,13 @@ def create_client(
     client_id: str,
     properties: Mapping[str, Any],
     *,
-    asker: Principal | None = None,
+    asker: Asker | None = None,
 ) -> Client:
     """Make a client with these columns; Invalid names each bad one, Conflict if it is there."""
     client = Client(client_id=client_id, **{"name": client_id, **properties})
     check_client(client)
-    with writing_for(engine, asker) as session:
+    with writing_for(engine, asker) as (session, principal):
+        _check_platform(principal)
         if session.get(Client, client_id) is not None:
             raise Conflict("The client exists already")
         session.add(client)
@@ -69,16 +70,16 @@ def list_clients(
 
 
 def update_client(
-    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
+    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Asker | None = None
 ) -> ClientChange:
     """Set columns of a client; while it is inactive none of its keys works.
 
     Its own administrator may change OWN alone; Forbidden for the rest.
     """
-    check_reach(asker, client_id)
-    if asker is not None and not asker.is_admin and not changes.keys() <= OWN:
-        raise Forbidden("Admin key required")
-    with writing_for(engine, asker) as session:
+    with writing_for(engine, asker) as (session, principal):
+        check_reach(principal, client_id)
+        if not changes.keys() <= OWN:
+            _check_platform(principal)
         client = find_client(session, client_id)
         for name, value in changes.items():
             setattr(client, name, value)
@@ -106,3 +107,8 @@ def find_client(session: Session, client_id: str) -> Client:
     if client is None:
         raise NotFound
     return client
+
+
+def _check_platform(asker: Principal | None) -> None:
+    if asker is not None and not asker.is_admin:
+        raise Forbidden("Admin key required")

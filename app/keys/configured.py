@@ -114,9 +114,9 @@ class ConfiguredKeys:
     def __bool__(self) -> bool:
         return bool(self.keys) or self._has_file
 
-    def current(self, record: KeyRecord) -> KeyRecord | None:
+    def current(self, id_: UUID) -> KeyRecord | None:
         """Give the record of a key as it is now, if it still is configured."""
-        return self._by_id.get(record.id)
+        return self._by_id.get(id_)
 
     def by_token_id(self, key_id: str) -> list[KeyRecord]:
         """Find the configured keys of our format by the public id in their text: one or none."""
@@ -188,7 +188,7 @@ class ConfiguredKeys:
         self._by_token_id: dict[str, list[KeyRecord]] = {}
         self._by_tag: dict[str, list[KeyRecord]] = {}
         for one in held:
-            record = KeyRecord._make(getattr(one.key, field) for field in KeyRecord._fields)
+            record = KeyRecord.of(one.key)
             self._by_id[record.id] = record
             if one.token_id is not None:
                 self._by_token_id.setdefault(one.token_id, []).append(record)

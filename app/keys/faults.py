@@ -73,6 +73,8 @@ def limit_faults(limits: Mapping[str, int | None]) -> list[dict[str, Any]]:
 
 def is_mail_address(text: str) -> bool:
     """Say whether a text is one mail address, and so fit for a mail's header."""
+    if "=?" in text:  # an encoded word (RFC 2047), which mail programs read as something else
+        return False
     return len(text) <= EMAIL_LENGTH_MAX and _ADDRESS.fullmatch(text) is not None
 
 

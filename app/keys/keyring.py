@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from app.errors import InvalidKey, StorageUnavailable
 from app.keys.argon2_pool import Argon2Pool
+from app.keys.changes import Asker
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import sqlite_path
 from app.keys.principal import Limits, Principal
@@ -151,6 +152,10 @@ class Keyring:
             self._remember(_ANONYMOUS, principal)
         return principal
 
+    def asker(self, principal: Principal) -> Asker:
+        """Give the one who asks for a change: to be called in the turn in which it was found."""
+        return Asker(principal, self._defaults, self._configured_now)
+
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""
         return self._stored.client(client_id) is not None
@@ -275,8 +280,12 @@ class Keyring:
                     return self._accept(token, candidate)
         raise InvalidKey
 
+    def _configured_now(self, id_: UUID) -> KeyRecord | None:
+        # From any thread: a set of configured keys never changes, another one takes its place.
+        return self._configured.current(id_)
+
     def _again(self, key: KeyRecord) -> list[Candidate]:
-        configured = self._configured.current(key)
+        configured = self._configured.current(key.id)
         if configured is not None:
             return [self._with_client(configured)]
         return self._stored.by_key_id(key.key_id)

@@ -148,13 +148,15 @@ class KeysFile:
             if not stat.S_ISREG(found.st_mode):
                 raise StartRefused(f"{KEYS_FILE}: {self._path} is not a file")
             content = file.read(KEY_LIST_BYTES_MAX + 1)
-        is_settled = abs(time.time() - found.st_mtime) > FILE_CLOCK_S
+        changes_s = found.st_mtime, found.st_ctime
+        is_settled = all(abs(time.time() - at_s) > FILE_CLOCK_S for at_s in changes_s)
         self._stat = _identity(found) if is_settled else None
         return content
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # The last of them is the system's own: a file's times can be set back, this one can't.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _entries(content: bytes) -> list[Entry]:

@@ -1,8 +1,8 @@
 """The life of a key after its creation: changed, rotated, switched off and on, deleted.
 
-Each function is one transaction. `asker` is the principal whose key asks (None: the operator). What
-may end a key's use returns the generation that every worker has to have seen before that is true
-everywhere: see app/activity/presence.py.
+Each function is one transaction. `asker` is the key that asks (None: the operator). What may end a
+key's use returns the generation that every worker has to have seen before that is true everywhere:
+see app/activity/presence.py.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.errors import Conflict, Invalid
-from app.keys.authority import POWERS, check_reach, check_role, check_within, shorten
-from app.keys.changes import advance, writing_for
+from app.keys.authority import check_change, check_reach, check_role, check_within, shorten
+from app.keys.changes import Asker, advance, writing_for
 from app.keys.database import writing
 from app.keys.faults import check_key
 from app.keys.models import LIMIT_NAMES, ApiKey, utc_now
-from app.keys.principal import Principal
+from app.keys.principal import UNLIMITED, Principal
+from app.keys.records import Candidate, KeyRecord
 from app.keys.registry import IMPORTED, find_key, give_token
 from app.keys.verifier import Peppers
 
@@ -52,21 +53,24 @@ class Rotation(NamedTuple):
 
 
 def update_key(
-    engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, asker: Principal | None = None
+    engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, asker: Asker | None = None
 ) -> KeyChange:
     """Set columns of a key; Invalid names each bad one, Forbidden what is beyond the asker."""
-    with writing_for(engine, asker) as session:
-        key = _find(session, id_or_key_id, asker)
-        check_role(asker, changes.get("role"))
+    with writing_for(engine, asker) as (session, principal):
+        key = _find(session, id_or_key_id, principal)
+        check_role(principal, changes.get("role"))
+        defaults = UNLIMITED if asker is None else asker.defaults
+        before = Candidate(KeyRecord.of(key), None).principal(defaults)
+        was_off = not key.is_active or key.has_ended
         for name, value in changes.items():
             setattr(key, name, value)
         check_key(key, changed=changes)
-        if changes.get("is_active"):
-            # Whoever holds the key gets it all back; taking away needs no more than reach.
-            check_within(asker, key, POWERS)
-            if key.has_ended:
-                raise Conflict("The key has expired")
-        check_within(asker, key, changes)
+        if key.grace_until is not None:
+            key.grace_until = _earlier(key.grace_until, key.expires_at)
+        is_on = key.is_active and not key.has_ended
+        check_change(principal, before, key, revived=was_off and is_on)
+        if changes.get("is_active") and key.has_ended:
+            raise Conflict("The key has expired")
         return KeyChange(key, advance(session))
 
 
@@ -78,14 +82,15 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     grace_s: int = GRACE_S_DEFAULT,
     key_hasher: str = "auto",
     created_by: str | None = None,
-    asker: Principal | None = None,
+    asker: Asker | None = None,
 ) -> Rotation:
     """Make a key that takes over from another, which works on for the grace and then stops.
 
-    The new one has the same properties, and a life as long as the old one was given. Raises
-    Conflict for a key that was rotated already, is inactive or has ended.
+    The new one has the same properties, and a life as long as the old one was given, but none
+    beyond the asker's. Raises Conflict for a key that was rotated already, is inactive or has
+    ended, Forbidden for one that may do more than the asker or outlives it.
     """
-    with writing_for(engine, asker) as session:
+    with writing_for(engine, asker) as (session, principal):
         return replace_key(
             session,
             peppers,
@@ -93,7 +98,7 @@ def rotate_key(  # noqa: PLR0913  # see create_key
             grace_s=grace_s,
             key_hasher=key_hasher,
             created_by=created_by,
-            asker=asker,
+            asker=principal,
         )
 
 
@@ -116,6 +121,10 @@ def replace_key(  # noqa: PLR0913  # see create_key
         raise Conflict("The key has been rotated already")
     if not old.is_active or old.has_ended:
         raise Conflict("The key is inactive or has expired")
+    # With the life that the old one has: to shorten only the new one's would let a key that is
+    # about to end put one of its own in place of one that is not. A key that rotates itself passes,
+    # and gets what is left of its own life: by a new life it would never end.
+    check_within(asker, old)
     key = ApiKey(
         key_id="",
         key_prefix="",
@@ -128,9 +137,7 @@ def replace_key(  # noqa: PLR0913  # see create_key
         key.expires_at = old.expires_at
         with suppress(OverflowError):  # an end in the year 9999 stands for none, and stays
             key.expires_at = now + (old.expires_at - old.created_at)
-    if asker is not None and not asker.is_admin:
-        shorten(asker, key)
-    check_within(asker, key, POWERS)
+    shorten(asker, key)
     text = give_token(key, _prefix(old), peppers, key_hasher)
     session.add(key)
     session.flush()  # so that the old one can name it
@@ -152,22 +159,20 @@ def undo_rotation(engine: Engine, rotation: Rotation) -> None:
         advance(session)
 
 
-def deactivate_key(
-    engine: Engine, id_or_key_id: str, *, asker: Principal | None = None
-) -> KeyChange:
+def deactivate_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
     """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
     return update_key(engine, id_or_key_id, {"is_active": False}, asker=asker)
 
 
-def activate_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
+def activate_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
     """Switch a key on again; Conflict for one whose time is over, which no switch brings back."""
     return update_key(engine, id_or_key_id, {"is_active": True}, asker=asker)
 
 
-def delete_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> KeyChange:
+def delete_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
     """Wipe a key's verifier for good; the row stays, for the audit alone."""
-    with writing_for(engine, asker) as session:
-        key = _find(session, id_or_key_id, asker)
+    with writing_for(engine, asker) as (session, principal):
+        key = _find(session, id_or_key_id, principal)
         key.is_active = False
         key.verifier = key.lookup_tag = None
         key.deleted_at = utc_now()

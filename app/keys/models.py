@@ -144,7 +144,8 @@ class ApiKey(SQLModel, table=True):
 class CreatedOnce(SQLModel, table=True):
     """What an Idempotency-Key made: a repeat gets the same API key's object, and no second key.
 
-    `owner` is the client whose key asked, or `*` for the platform.
+    `owner` is the client whose key asked, or `*` for the platform. Of the Idempotency-Key a digest
+    is kept.
     """
 
     __tablename__ = "created_once"

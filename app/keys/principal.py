@@ -30,6 +30,9 @@ class Principal:
 
     `client_id` is None exactly if `is_admin`: a platform key, which reaches every client. Its
     scopes may still be narrow, so `is_admin` never replaces a check of the scope.
+
+    `own_limits` are those that the key itself was given, in the order of Limits, None = the
+    default. `key_limits` are what binds it now: never above its client's.
     """
 
     id: str
@@ -43,6 +46,7 @@ class Principal:
     client_limits: Limits
     expires_at_s: float | None
     name: str
+    own_limits: tuple[int | None, int | None, int | None] = (None, None, None)
 
 
 def _lower(limit: int, ceiling: int) -> int:

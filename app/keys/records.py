@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
 from sqlmodel import col
 
 from app.keys.database import translated_faults, writing
@@ -37,6 +37,11 @@ class KeyRecord(NamedTuple):
     is_active: bool
     expires_at: datetime | None
     grace_until: datetime | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "KeyRecord":
+        """Take the columns of a row, or of a key that has none."""
+        return cls._make(getattr(key, field) for field in cls._fields)
 
 
 class ClientRecord(NamedTuple):
@@ -90,6 +95,11 @@ class Candidate(NamedTuple):
             client_limits=client_limits,
             expires_at_s=self.expires_at_s(),
             name=key.name,
+            own_limits=(
+                key.requests_per_minute,
+                key.logs_per_minute,
+                key.bytes_per_minute,
+            ),
         )
 
 
@@ -117,6 +127,7 @@ _CANDIDATES: Select[Any] = select(
     *(ApiKey.__table__.c[name] for name in KeyRecord._fields),  # type: ignore[attr-defined]
     *_CLIENT_COLUMNS,
 ).outerjoin(Client, col(Client.client_id) == col(ApiKey.client_id))
+_BY_ID = _CANDIDATES.where(col(ApiKey.id) == bindparam("id"))
 _BY_KEY_ID = _CANDIDATES.where(col(ApiKey.key_id) == bindparam("key_id"))
 _BY_TAGS = _CANDIDATES.where(
     col(ApiKey.lookup_tag).in_(bindparam("tags", expanding=True))
@@ -178,8 +189,7 @@ class Records:
     def client(self, client_id: str) -> ClientRecord | None:
         """Find a client."""
         with translated_faults(), self._engine.connect() as connection:
-            row = connection.execute(_CLIENT, {"client_id": client_id}).first()
-        return None if row is None else ClientRecord._make(row)
+            return find_client(connection, client_id)
 
     def live(self) -> Live:
         """Read which keys could be used at all, as of one moment, to be called in a thread."""
@@ -214,6 +224,18 @@ class Records:
         with translated_faults(), self._engine.connect() as connection:
             rows = connection.execute(statement, values).all()
         return [_candidate(row) for row in rows]
+
+
+def find_candidate(connection: Connection, id_: UUID) -> Candidate | None:
+    """Find a stored key by its id, in the caller's transaction."""
+    row = connection.execute(_BY_ID, {"id": id_}).first()
+    return None if row is None else _candidate(row)
+
+
+def find_client(connection: Connection, client_id: str) -> ClientRecord | None:
+    """Find a client, in the caller's transaction."""
+    row = connection.execute(_CLIENT, {"client_id": client_id}).first()
+    return None if row is None else ClientRecord._make(row)
 
 
 def _candidate(row: Sequence[Any]) -> Candidate:

@@ -6,15 +6,16 @@ Public functions own their transaction; those that take a session are steps of a
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from typing import Any, NamedTuple, Required, TypedDict, Unpack
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Engine, delete
 from sqlmodel import Session, col, select
 
-from app.errors import Invalid, NotFound, fault
+from app.errors import Conflict, Invalid, NotFound, fault
 from app.keys.authority import check_reach, check_role, check_within, narrow
-from app.keys.changes import writing_for
+from app.keys.changes import Asker, writing_for
 from app.keys.clients import add_client, find_client
 from app.keys.database import reading
 from app.keys.faults import check_new_key
@@ -63,6 +64,11 @@ class Once(NamedTuple):
     idempotency_key: str
     digest: bytes
 
+    @property
+    def stored_key(self) -> str:
+        """Give what is stored in place of the Idempotency-Key: some send an API key as that."""
+        return blake2b(self.idempotency_key.encode(), digest_size=32).hexdigest()
+
 
 def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
     engine: Engine,
@@ -70,7 +76,7 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
     *,
     key_hasher: str = "auto",
     create_client: bool = False,
-    asker: Principal | None = None,
+    asker: Asker | None = None,
     once: Once | None = None,
     **properties: Unpack[KeyProperties],
 ) -> tuple[ApiKey, str]:
@@ -78,25 +84,23 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
 
     Or find the key that the same request made, as `once` tells: then the text is empty. Raises
     Invalid, naming each bad field, NotFound for an unknown client unless `create_client` asks to
-    make it, and Forbidden for what is beyond the asker.
+    make it, Forbidden for what is beyond the asker, and Conflict if that key was deleted since.
     """
-    if once is not None:
-        # First of all: what was fine then need not be now, an expiry in the near future for one.
-        with reading(engine) as session:
-            made = _made_before(session, once)
-        if made is not None:
-            return made, ""
-    key, text = new_key(peppers, key_hasher, asker=asker, **properties)
-    with writing_for(engine, asker) as session:
+    with writing_for(engine, asker) as (session, principal):
         if once is not None:
+            # First of all: what was fine then need not be now, an expiry soon after for one.
             _forget_old(session)
             made = _made_before(session, once)
             if made is not None:
                 return made, ""
+        # In the transaction although argon2, if it has to be, takes its time: what may be given is
+        # known only here.
+        key, text = new_key(peppers, key_hasher, asker=principal, **properties)
         add_key(session, key, create_client=create_client)
         if once is not None:
             session.flush()  # so that the row below can name it
-            session.add(CreatedOnce(**once._asdict(), api_key_id=key.id))
+            row = once._replace(idempotency_key=once.stored_key)
+            session.add(CreatedOnce(**row._asdict(), api_key_id=key.id))
     return key, text
 
 
@@ -163,14 +167,21 @@ def _forget_old(session: Session) -> None:
 
 
 def _made_before(session: Session, once: Once) -> ApiKey | None:
-    """Find what the same request made; Invalid if another one used its Idempotency-Key."""
-    made = session.get(CreatedOnce, (once.owner, once.idempotency_key))
+    """Find what the same request made.
+
+    Invalid if another one used its Idempotency-Key; Conflict if there is nothing left to show, and
+    to make another key is not what a repeat asks for.
+    """
+    made = session.get(CreatedOnce, (once.owner, once.stored_key))
     if made is None or made.created_at < utc_now() - ONCE_WINDOW:
         return None
     if made.digest != once.digest:
         detail = "was used with another body"
         raise Invalid([fault("Idempotency-Key", detail)], f"Idempotency-Key {detail}")
-    return session.get(ApiKey, made.api_key_id)
+    key = session.get(ApiKey, made.api_key_id)
+    if key is not None and key.deleted_at is not None:
+        raise Conflict("The key that was made with this Idempotency-Key has been deleted")
+    return key
 
 
 class KeyFilter(NamedTuple):

@@ -16,6 +16,7 @@ ROLES: dict[str, frozenset[str]] = {
     "admin": SCOPES,
 }
 ADMIN = "admin"
+MANAGEMENT = "keys:manage"
 
 
 def effective_scopes(role: str, scopes: Collection[str] | None) -> frozenset[str]:

@@ -24,6 +24,30 @@ class Idempotency(msgspec.Struct, array_like=True, frozen=True):
     outcome: bytes
 
 
+# Of one client's rejected records of a day: a sender that fails all day long must not fill the
+# disk. The oldest go first, since who looks wants to know what is wrong now; a quarter at a time,
+# so that not every request has to see to it.
+DAY_LETTERS_MAX = 1000
+DAY_LETTER_BYTES_MAX = 4 * 1024**2
+DAY_LETTERS_LEFT = 3 * DAY_LETTERS_MAX // 4
+DAY_LETTER_BYTES_LEFT = 3 * DAY_LETTER_BYTES_MAX // 4
+
+
+class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
+    """A record that was rejected, as it was sent, with its place in the request.
+
+    `arrival` is its own, as a log's. `dataset` is the one that it was meant for, where it could be
+    told.
+    """
+
+    arrival: int
+    index: int
+    field: str | None
+    detail: str
+    dataset: str | None
+    record: str
+
+
 class Batch(msgspec.Struct, array_like=True):
     """One request's logs and what they count for, committed together or not at all.
 
@@ -42,6 +66,7 @@ class Batch(msgspec.Struct, array_like=True):
     rejected: int = 0
     denied: int = 0
     idempotency: Idempotency | None = None
+    dead_letters: list[DeadLetter] = []
 
 
 class Receipt(msgspec.Struct, array_like=True, frozen=True):

@@ -5,7 +5,7 @@ parted and decoded record by record, so that a bad one costs no other.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -102,8 +102,7 @@ def decode_ndjson(body: bytes, limits: DecodeLimits) -> list[Decoded]:
     records = _whole(partial(_decode_each_line, limits.batch_records), body, limits)
     if records is not None:
         return records
-    found = islice(_LINE.finditer(body), limits.batch_records + 1)
-    lines = _checked([line[0] for line in found], limits)
+    lines = _part_lines(body, limits)
     decoded = _each(lines, limits)
     if lines and all(_is_malformed(one) for one in decoded):
         raise MalformedBody(f"{_detail(decoded[0])} (line 1; no line is JSON)")
@@ -143,7 +142,7 @@ def decode_json(body: bytes, limits: DecodeLimits) -> tuple[list[Decoded], bool]
     except msgspec.ValidationError:
         return [Rejection(None, "must be an object")], True
     except RecursionError:
-        return _decode_deep_logs(body, limits), False
+        return _each(_part_deep_logs(body, limits), limits), False
     except _FAULTS as error:
         raise MalformedBody(malformed(error)) from None
     if envelope.holds_logs():
@@ -153,27 +152,55 @@ def decode_json(body: bytes, limits: DecodeLimits) -> tuple[list[Decoded], bool]
     return [validate(body)], True
 
 
+def record_texts(body: bytes, limits: DecodeLimits, *, is_ndjson: bool) -> Sequence[bytes | Raw]:
+    """Part a body that was decoded into the texts of its records.
+
+    Only whoever has rejected some of them asks for it: of a good body nothing more is kept.
+    """
+    body = body.removeprefix(_BOM)
+    if is_ndjson:
+        return _part_lines(body, limits)
+    if _START.match(body)[1] == b"[":  # type: ignore[index]  # else nothing was decoded
+        return _part(body, limits)
+    try:
+        envelope = _parse(_decode_envelope, body)
+    except RecursionError:
+        return _part_deep_logs(body, limits)
+    except _FAULTS:
+        return [body]
+    return _part(bytes(envelope.logs), limits) if envelope.holds_logs() else [body]
+
+
 def _decode_batch(array: bytes, limits: DecodeLimits) -> list[Decoded]:
     records = _whole(_decode_array, array, limits)
     if records is not None:
         return _checked(list[Decoded](records), limits)
+    return _each(_part(array, limits), limits)
+
+
+def _part(array: bytes, limits: DecodeLimits) -> Sequence[bytes | Raw]:
+    """Part an array into its elements."""
     if array.count(b",") > _COMMAS_UNSUSPICIOUS:
-        return _each(_split(array, _ENDS, limits), limits)
+        return _split(array, _ENDS, limits)
     try:
-        elements = _checked(_parse(_part_array, array), limits)
+        return _checked(_parse(_part_array, array), limits)
     except RecursionError:
-        return _each(_split(array, _ENDS, limits), limits)
+        return _split(array, _ENDS, limits)
     except _FAULTS as error:
         raise MalformedBody(malformed(error)) from None
-    return _each(elements, limits)
 
 
-def _decode_deep_logs(body: bytes, limits: DecodeLimits) -> list[Decoded]:
-    """Decode `{"logs": [...]}`, some record of which is nested too deeply."""
+def _part_deep_logs(body: bytes, limits: DecodeLimits) -> list[bytes]:
+    """Part `{"logs": [...]}`, some record of which is nested too deeply."""
     logs = _LOGS.match(body)
     if logs is None:
         raise MalformedBody(malformed(RecursionError()))
-    return _each(_split(body[logs.end() :], _LOGS_END, limits), limits)
+    return _split(body[logs.end() :], _LOGS_END, limits)
+
+
+def _part_lines(body: bytes, limits: DecodeLimits) -> list[bytes]:
+    found = islice(_LINE.finditer(body), limits.batch_records + 1)
+    return _checked([line[0] for line in found], limits)
 
 
 def _good(decode: Callable[[bytes], T], text: bytes) -> T | None:

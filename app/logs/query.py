@@ -2,10 +2,11 @@
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -15,16 +16,21 @@ from app.logs.identity import Position, parse_id
 from app.logs.selection import Fault, Instant, Params, Selection, parse_selection, read_one
 
 Order = Literal["desc", "asc"]
+ExportFormat = Literal["ndjson", "csv"]
 UsageGroup = Literal["key", "dataset", "hour", "day"]
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 # A page ends before it grows beyond this, though `limit` allow more: logs may have 1 MiB each.
 PAGE_BYTES_MAX = 8 * 1024**2
+# What an export takes from the store at a time: 10 ms of work for logs of usual size, so that a
+# page that waits behind it does not wait for long.
+PORTION_LOGS_MAX = 8192
+PORTION_BYTES_MAX = 2 * 1024**2
+EXPORT_FORMATS: tuple[ExportFormat, ...] = ("ndjson", "csv")
 USAGE_GROUPS: tuple[UsageGroup, ...] = ("key", "dataset", "hour", "day")
 MINUTES = {"hour": 60, "day": 1440}
 
-_PAGING = frozenset({"order", "limit", "cursor"})
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
@@ -55,13 +61,29 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Portion:
+    """`lines` is JSON objects, each with a line break behind; `last_id` is set where more follow.
+
+    The logs are those of pages, in their order, PORTION_LOGS_MAX of them at most and PAGE_BYTES_MAX
+    together, but for one log alone. An empty portion is the last one.
+    """
+
+    lines: bytes
+    last_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Usage of one client, or of all (None), in minutes since 1970, half open."""
+    """Usage of one client, or of all (None), in minutes since 1970, half open.
+
+    `datasets` leaves only what was counted for one of these.
+    """
 
     client_id: str | None
     group_by: UsageGroup
     start_minute: int | None = None
     end_minute: int | None = None
+    datasets: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,9 @@ class UsageRow:
 
     def __post_init__(self) -> None:
         assert len(self.counts) == len(USAGE_COUNTERS)  # noqa: S101
+
+
+Q = TypeVar("Q", bound=LogQuery)
 
 
 class _Cursor(msgspec.Struct, array_like=True):
@@ -97,7 +122,7 @@ class Cursors:
         payload = msgspec.msgpack.encode(_Cursor(last_id, query.start, query.end))
         return urlsafe_b64encode(self._tag(query, payload) + payload).decode().rstrip("=")
 
-    def open(self, query: LogQuery, cursor: str) -> LogQuery:
+    def open(self, query: Q, cursor: str) -> Q:
         """Return `query` continued; raise Invalid for a cursor that isn't this query's own."""
         refusal = Invalid.parameter("cursor", "is not a cursor of this query")
         try:
@@ -119,36 +144,57 @@ class Cursors:
 
 def parse_log_query(client_id: str, params: Params, now_us: int, cursors: Cursors) -> LogQuery:
     """Read the parameters of GET /api/v1/logs; unknown or bad ones raise Invalid, all at once."""
-    paging: dict[str, str] = {}
+    own, selection = _parse(params, now_us, {"order": _order, "limit": _limit, "cursor": str})
+    cursor = own.pop("cursor", None)
+    query = LogQuery(client_id, **selection.members(), **own)
+    return query if cursor is None else cursors.open(query, cursor)
+
+
+def parse_export_query(
+    client_id: str, params: Params, now_us: int
+) -> tuple[LogQuery, ExportFormat]:
+    """Read the parameters of GET /api/v1/logs/export, which is oldest first and has no pages."""
+    own, selection = _parse(params, now_us, {"order": _order, "format": _format})
+    order: Order = own.get("order", "asc")
+    form: ExportFormat = own.get("format", "ndjson")
+    return LogQuery(client_id, **selection.members(), order=order), form
+
+
+def _parse(
+    params: Params, now_us: int, readers: dict[str, Callable[[str], Any]]
+) -> tuple[dict[str, Any], Selection]:
+    """Read what a route alone takes, each once at most, and the filters that all take."""
+    own: dict[str, str] = {}
     others: list[tuple[str, str]] = []
     faults: list[Fault] = []
     for name, value in params:
-        if name not in _PAGING:
+        if name not in readers:
             others.append((name, value))
-        elif name in paging:
+        elif name in own:
             faults.append(fault(name, "is given twice"))
         else:
-            paging[name] = value
-    order = read_one("order", paging, _order, faults) or "desc"
-    limit = read_one("limit", paging, _limit, faults) or DEFAULT_LIMIT
+            own[name] = value
+    values = {name: read_one(name, own, readers[name], faults) for name in own}
     try:
         selection = parse_selection(others, now_us)
     except Invalid as error:
         raise Invalid([*error.members["errors"], *faults]) from None
     if faults:
         raise Invalid(faults)
-    query = LogQuery(client_id, **_members(selection), order=order, limit=limit)
-    return cursors.open(query, paging["cursor"]) if "cursor" in paging else query
-
-
-def _members(selection: Selection) -> dict[str, Any]:
-    return {one.name: getattr(selection, one.name) for one in fields(selection)}
+    return values, selection
 
 
 def _order(text: str) -> Order:
     if text not in {"asc", "desc"}:
         raise ValueError("must be desc or asc")
     return "asc" if text == "asc" else "desc"
+
+
+def _format(text: str) -> ExportFormat:
+    for form in EXPORT_FORMATS:
+        if text == form:
+            return form
+    raise ValueError(f"must be {' or '.join(EXPORT_FORMATS)}")
 
 
 def _limit(text: str) -> int:

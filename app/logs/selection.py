@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ SERIES_FILTERS = ("environment", "status", "level", "workflow", "dataset")
 FILTERS = (*SERIES_FILTERS, "run_id")
 METADATA_PREFIX = "metadata."
 METADATA_FILTERS_MAX = 16
+METADATA_NAME_LENGTH_MAX = 256  # each dot in it is a step down, and one more look at each
 # Filters that may be given once.
 SINGLE_FILTERS = frozenset({"from", "to", "q", "min_duration_ms"})
 
@@ -42,6 +43,22 @@ class Selection:
     min_duration_ms: float | None = None
     search: Search | None = None
     metadata: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def matches(self, log: Mapping[str, Any]) -> bool:
+        """Say whether a log as `parse_exactly` gave it is meant."""
+        if self.start is not None or self.end is not None:
+            instant = parse_instant(log["executed_at"])
+            if self.start is not None and instant < self.start:
+                return False
+            if self.end is not None and instant >= self.end:
+                return False
+        if not all(log[name] in accepted for name, accepted in self.filters.items()):
+            return False
+        if self.min_duration_ms is not None:
+            duration = log["duration_ms"]
+            if duration is None or float(duration) < self.min_duration_ms:
+                return False
+        return self.matches_content(log)
 
     @property
     def reads_content(self) -> bool:
@@ -67,6 +84,10 @@ class Selection:
         return [[frozenset({word})] for word in sought] + [
             [frozenset(words(value)) for value in accepted] for accepted in self.metadata.values()
         ]
+
+    def members(self) -> dict[str, Any]:
+        """Give what makes a question of another kind about the same logs."""
+        return {one.name: getattr(self, one.name) for one in fields(Selection)}
 
     def as_params(self) -> list[Any]:
         """Give it in a form that is the same for the same question, to be signed."""
@@ -100,6 +121,9 @@ def parse_selection(params: Params, now_us: int) -> Selection:
         for name, values in several.items()
         if name not in FILTERS
     }
+    if any(len(name) > METADATA_NAME_LENGTH_MAX for name in metadata):
+        detail = f"a name must be at most {METADATA_NAME_LENGTH_MAX} characters"
+        faults.append(fault("metadata", detail))
     if len(metadata) > METADATA_FILTERS_MAX:
         faults.append(fault("metadata", f"may be filtered by {METADATA_FILTERS_MAX} names at most"))
     selection = Selection(

@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import Engine
 
 from app.activity.uses import SOURCES_PER_KEY_MAX, Sighting, read_sources, read_uses, record
+from app.journal import REDACTED
+from app.keys.token import mint
 
 NOON = datetime(2031, 1, 2, 12, tzinfo=UTC)
 
@@ -36,6 +38,16 @@ def test_uses_add_up(engine: Engine) -> None:
     ]
     assert sources[0].first_seen_at == NOON + timedelta(seconds=1)
     assert sources[0].last_seen_at == NOON + timedelta(seconds=4)
+
+
+@pytest.mark.parametrize("before", ["", "curl/8 (", "x" * 200 + " "])
+def test_a_key_as_user_agent_is_not_stored(engine: Engine, before: str) -> None:
+    """A key that was sent as user agent is in neither the key's use nor its sources."""
+    key = mint("cl_live", "acme").text
+    record(engine, [seen(agent=f"{before}{key})")])
+    use, (source,) = read_uses(engine, ["k"])["k"], read_sources(engine, "k")
+    assert use.last_user_agent == source.user_agent
+    assert source.user_agent == f"{before}{REDACTED})"
 
 
 def test_the_later_use_is_the_last(engine: Engine) -> None:

@@ -75,7 +75,9 @@ def test_every_route_with_every_role(
     """A key gets through where its role's scopes, or the one left of them, are the table's."""
     # Names of nothing: who gets through finds nothing, or sends a body that is refused.
     target = path.format(log_id="0" * 36, id_or_key_id="0" * 12, client_id="nobody")
-    response = service.request(method, target, keys[role, scope], content=b"{")
+    # A tail has no end: only one that is refused for its filters can be asked for here.
+    params = {"cursor": "x"} if path.endswith("/tail") else None
+    response = service.request(method, target, keys[role, scope], content=b"{", params=params)
     refusal = expected(RULES[method, path], role, scope)
     if refusal is None:
         assert response.status_code not in {401, 403, 405, 500}, response.text

@@ -270,7 +270,8 @@ def test_403_a_wider_key_is_not_handed_out(service: Service, client_id: str, own
     wide = make(service, owner, role="client")
     path = f"{KEYS}/{wide['id']}"
     assert ask(service, "POST", f"{path}/rotate", asker).status_code == 403
-    assert ask(service, "PATCH", path, asker, {"scopes": None}).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"scopes": ["logs:query"]}).status_code == 403
+    assert ask(service, "PATCH", path, asker, {"scopes": None}).status_code == 200  # as it was
     assert ask(service, "PATCH", path, asker, {"name": "renamed"}).status_code == 200
     assert ask(service, "POST", f"{path}/deactivate", asker).status_code == 200
     assert ask(service, "POST", f"{path}/activate", asker).status_code == 403
@@ -278,20 +279,140 @@ def test_403_a_wider_key_is_not_handed_out(service: Service, client_id: str, own
     assert ask(service, "POST", f"{path}/activate", owner).status_code == 200
 
 
-def test_a_platform_key_that_expires_serves_keys_that_do_not(
-    service: Service, client_id: str
+WIDE: Json = {"role": "owner", "scopes": ["logs:write"]}
+
+
+@pytest.mark.parametrize(
+    ("asker", "target", "change"),
+    [
+        # A part of it is within the asker, the whole is not.
+        ({"allowed_datasets": ["a"]}, {"role": "ingest"}, {"scopes": ["logs:read"]}),
+        ({"scopes": ["keys:manage"]}, {"allowed_datasets": ["a"]}, {"allowed_datasets": None}),
+        ({"scopes": ["keys:manage"]}, {"expires_at": later(1)}, {"expires_at": None}),
+        ({"scopes": ["keys:manage"]}, {"limits": {"logs_per_minute": 5}}, {"limits": None}),
+        ({"allowed_datasets": ["a"]}, {"role": "ingest"}, {"role": "client"}),
+        ({"expires_at": later(1)}, {"role": "ingest"}, {"scopes": ["logs:read"]}),
+        ({"limits": {"logs_per_minute": 5}}, {"role": "ingest"}, {"role": "viewer"}),
+        # The role behind explicit scopes.
+        ({"role": "viewer", "scopes": ["keys:manage", "logs:write"]}, WIDE, {"expires_at": None}),
+        ({"role": "viewer", "scopes": ["keys:manage"]}, {"scopes": []}, {"role": "owner"}),
+    ],
+)
+def test_403_the_whole_key_counts(
+    service: Service, owner: str, client_id: str, asker: Json, target: Json, change: Json
 ) -> None:
-    """A platform key that ends changes, rotates and revives a client's key as it is."""
+    """Whoever adds to a key gives all that the key then has; who takes away gives nothing."""
+    if "expires_at" in asker:
+        asker = asker | {"expires_at": datetime.fromisoformat(asker["expires_at"])}
+    asking = service.key(client_id, **{"role": "owner", **asker})
+    if target is WIDE:
+        target = target | {"expires_at": later(1)}
+    path = f"{KEYS}/{make(service, owner, **target)['id']}"
+    problem(ask(service, "PATCH", path, asking, change), 403)
+    taken = {"scopes": [], "limits": {"logs_per_minute": 1}, "allowed_datasets": ["a"]}
+    for less in (taken, {"expires_at": later(1 / 24)}, {"name": "x"}, {"is_active": False}):
+        assert ask(service, "PATCH", path, asking, less).status_code == 200
+
+
+def test_403_no_role_beyond_ones_own(service: Service, client_id: str) -> None:
+    """A key does not make itself an owner behind its explicit scopes."""
+    asker = service.key(client_id, role="client", scopes=["keys:manage"])
+    path = f"{KEYS}/{make_id(service, asker)}"
+    refused = problem(ask(service, "PATCH", path, asker, {"role": "owner"}), 403)
+    assert refused["detail"] == "Requires scope 'audit:read'"
+    assert ask(service, "PATCH", path, asker, {"role": "ingest"}).status_code == 200
+
+
+def test_403_no_key_that_ended_is_revived(service: Service, client_id: str) -> None:
+    """A key whose time is over comes back only by one that has all of it, without an end itself."""
+    ended = service.key(
+        client_id, role="owner", expires_at=datetime.now(UTC) + timedelta(seconds=1)
+    )
+    path = f"{KEYS}/{make_id(service, ended)}"
+    few = service.key(client_id, role="owner", scopes=["keys:manage", "logs:read"])
     soon = datetime.now(UTC) + timedelta(days=2)
-    passing = service.key(None, name="automation", expires_at=soon)
-    key_id = service.key(client_id).rpartition("_")[2][:12]
-    path = f"{KEYS}/{key_id}"
+    passing = service.key(client_id, role="owner", expires_at=soon)
+    eventually(lambda: works(service, ended), lambda working: not working)
+    for asker, change in (
+        (few, {"expires_at": None}),
+        (few, {"expires_at": later(1)}),
+        (few, {"expires_at": later(1), "is_active": True}),
+        (passing, {"expires_at": None}),
+        (passing, {"expires_at": later(3)}),
+    ):
+        problem(ask(service, "PATCH", path, asker, change), 403)
+    assert ask(service, "PATCH", path, passing, {"expires_at": later(1)}).status_code == 200
+    assert works(service, ended)
+
+
+@pytest.mark.parametrize("is_platform", [False, True])
+def test_403_nothing_that_outlives_the_asker(
+    service: Service, admin: str, client_id: str, is_platform: bool
+) -> None:
+    """A key that ends changes and switches off one that does not, and gives it to nobody."""
+    owner_id = None if is_platform else client_id
+    role = None if is_platform else "owner"
+    soon = datetime.now(UTC) + timedelta(days=2)
+    passing = service.key(owner_id, role=role, name="passing", expires_at=soon)
+    endless = service.key(owner_id, role=role, name="endless")
+    asker_path, path = (f"{KEYS}/{make_id(service, key)}" for key in (passing, endless))
     assert ask(service, "PATCH", path, passing, {"name": "renamed"}).status_code == 200
-    assert ask(service, "POST", f"{path}/deactivate", passing).status_code == 200
-    assert ask(service, "POST", f"{path}/activate", passing).status_code == 200
+    assert ask(service, "PATCH", path, passing, {"expires_at": later(1)}).status_code == 200
     assert ask(service, "PATCH", path, passing, {"expires_at": None}).status_code == 403
-    assert ask(service, "POST", f"{path}/rotate", passing).json()["expires_at"] is None
-    assert make(service, passing, client_id=client_id)["expires_at"] is not None
+    assert ask(service, "PATCH", path, admin, {"expires_at": None}).status_code == 200
+    for grace in (0, 60):
+        body = {"grace_seconds": grace}
+        refused = problem(ask(service, "POST", f"{path}/rotate", passing, body), 403)
+        assert refused["detail"] == "Not authorized to outlive the key that asks"
+    assert ask(service, "POST", f"{path}/deactivate", passing).status_code == 200
+    assert ask(service, "POST", f"{path}/activate", passing).status_code == 403
+    assert ask(service, "POST", f"{path}/activate", endless).status_code == 401
+    assert ask(service, "POST", f"{path}/activate", admin).status_code == 200
+    # One without an end is not hindered.
+    assert ask(service, "POST", f"{asker_path}/rotate", endless).status_code == 201
+    assert ask(service, "POST", f"{path}/rotate", endless).json()["expires_at"] is None
+
+
+@pytest.mark.parametrize("is_platform", [False, True])
+def test_no_rotation_prolongs_the_asker(
+    service: Service, client_id: str, is_platform: bool
+) -> None:
+    """A key that rotates itself, or one that ends before it, gets no day more than it had."""
+    owner_id = None if is_platform else client_id
+    role = None if is_platform else "owner"
+    soon = datetime.now(UTC) + timedelta(days=2)
+    key = service.key(owner_id, role=role, name="passing", expires_at=soon)
+    first = service.get(CURRENT, key).json()["expires_at"]
+    for _ in range(2):
+        path = f"{KEYS}/{make_id(service, key)}/rotate"
+        rotated = ask(service, "POST", path, key, {"grace_seconds": 60})
+        assert rotated.status_code == 201, rotated.text
+        assert rotated.json()["expires_at"] == first
+        # In its grace the old one can't take over from its successor.
+        problem(ask(service, "POST", f"{KEYS}/{rotated.json()['id']}/rotate", key), 403)
+        problem(ask(service, "POST", path, key), 409)
+        key = rotated.json()["key"]
+    other = make(service, key, client_id=client_id, expires_at=later(1.5))
+    path = f"{KEYS}/{other['id']}/rotate"
+    assert ask(service, "POST", path, key).json()["expires_at"] <= first
+
+
+def test_grace_ends_with_an_earlier_expiry(service: Service, owner: str) -> None:
+    """Who brings a rotated key's expiry forward ends its grace then too."""
+    made = make(service, owner)
+    path = f"{KEYS}/{made['id']}"
+    ask(service, "POST", f"{path}/rotate", owner, {"grace_seconds": 3600})
+    shown = ask(service, "PATCH", path, owner, {"expires_at": later(1 / 1440)}).json()
+    assert shown["grace_until"] == shown["expires_at"]
+
+
+def test_409_repeated_after_its_key_was_deleted(service: Service, owner: str) -> None:
+    """A repeat of a creation whose key is deleted neither shows what is gone nor makes another."""
+    name = {"idempotency-key": "deleted"}
+    first = ask(service, "POST", KEYS, owner, {"name": "short"}, **name).json()
+    assert ask(service, "DELETE", f"{KEYS}/{first['id']}", owner).status_code == 200
+    again = problem(ask(service, "POST", KEYS, owner, {"name": "short"}, **name), 409)
+    assert "has been deleted" in again["detail"]
 
 
 def test_404_what_is_another_clients(service: Service, owner: str, client_id: str) -> None:
@@ -518,12 +639,17 @@ def test_rotation_with_grace(service: Service, owner: str) -> None:
 
 
 def test_rotation_at_once(service: Service, owner: str) -> None:
-    """Without grace the old key is over with the reply."""
+    """Without grace the old key is over with the reply, which says since when."""
     made = make(service, owner)
     path = f"{KEYS}/{made['id']}/rotate"
     new = ask(service, "POST", path, owner, {"grace_seconds": 0}).json()
     assert not works(service, made["key"])
     assert works(service, new["key"])
+    assert (new["workers"], new["unconfirmed"]) == (1, 0)
+    assert new["ms"] >= 0
+    assert new["effective_at"] is not None
+    again = ask(service, "POST", f"{KEYS}/{new['id']}/rotate", owner, {"grace_seconds": 9}).json()
+    assert "effective_at" not in again
 
 
 def test_409_rotated_already(service: Service, owner: str) -> None:

@@ -83,6 +83,72 @@ def test_filters(service: Service, varied: str, params: dict[str, Any], found: s
     assert "".join(texts(service.logs(varied, **params))) == found
 
 
+@pytest.fixture
+def searchable(service: Service, key: str) -> str:
+    """Store four logs with texts in various places; give the key."""
+    service.post(
+        [
+            record(message="Disk full on db_1", executed_at=at(0), duration_ms=5),
+            record(message="b", error={"type": "Disk", "n": 1.5}, executed_at=at(1)),
+            record(message="c", metadata={"host": "db_1", "a": {"b": "full disk"}, "n": 3}),
+            record(message="Stra\u00dfe d", metadata={"a.b": "x", "host": "DB_1"}, duration_ms=7.5),
+        ],
+        key,
+    )
+    return key
+
+
+@pytest.mark.parametrize(
+    ("params", "found"),
+    [
+        ({"q": "disk"}, {"D", "b", "c"}),
+        ({"q": "DISK full"}, {"D", "c"}),
+        ({"q": '"disk full"'}, {"D"}),
+        ({"q": "disk -full"}, {"b"}),
+        ({"q": "-disk"}, {"S"}),
+        ({"q": "dis"}, set()),
+        ({"q": "strasse"}, {"S"}),
+        ({"q": "1.5"}, {"b"}),
+        ({"q": "host"}, set()),
+        ({"q": "db_1", "status": "SUCCESS"}, {"D", "c", "S"}),
+        ({"metadata.host": "db_1"}, {"c"}),
+        ({"metadata.host": ["db_1", "DB_1"]}, {"c", "S"}),
+        ({"metadata.host": "db_1", "metadata.n": "3"}, {"c"}),
+        ({"metadata.host": "db_1", "metadata.n": "4"}, set()),
+        ({"metadata.a.b": ["x", "full disk"]}, {"c", "S"}),
+        ({"metadata.a": "full disk"}, set()),
+        ({"metadata.host": "DB_1", "q": "d"}, {"S"}),
+        ({"min_duration_ms": "5"}, {"D", "S"}),
+        ({"min_duration_ms": "5.1"}, {"S"}),
+        ({"min_duration_ms": "0", "q": "disk"}, {"D"}),
+    ],
+)
+def test_searches(
+    service: Service, searchable: str, params: dict[str, Any], found: set[str]
+) -> None:
+    """Words, values of metadata and durations select from the 201 on, alone and together."""
+    logs = service.logs(searchable, **params)
+    assert {text[0] for text in texts(logs)} == found
+    assert len(logs) == len(found)
+
+
+def test_pages_of_a_search(service: Service, key: str) -> None:
+    """A cursor continues its own search, and no other one."""
+    sent = [
+        record(executed_at=at(n), message=f"needle {n}" if n % 3 else "hay", metadata={"n": n % 2})
+        for n in range(60)
+    ]
+    service.post(sent, key)
+    params: dict[str, Any] = {"q": "needle", "metadata.n": "1", "limit": 4}
+    want = [f"needle {n}" for n in range(59, 0, -1) if n % 3 and n % 2]
+    assert texts(walk(service, key, **params)) == want
+    cursor = service.get(LOGS, key, params=params).json()["next_cursor"]
+    for other in ({"q": "hay"}, {"metadata.n": "0"}, {"min_duration_ms": "1"}, {"metadata.m": "1"}):
+        response = service.get(LOGS, key, params={**params, **other, "cursor": cursor})
+        (error,) = problem(response, 422)["errors"]
+        assert error["field"] == "cursor"
+
+
 def test_relative_bounds(service: Service, key: str) -> None:
     """-1h is an hour before now."""
     now = datetime.now(UTC)
@@ -171,6 +237,27 @@ def test_422_names_every_bad_parameter(service: Service, key: str) -> None:
     assert {error["field"] for error in errors} == set(params)
     for limit in ("1001", "-1", "ten", ""):
         problem(service.get(LOGS, key, params={"limit": limit}), 422)
+
+
+def test_422_for_bad_searches(service: Service, key: str) -> None:
+    """What a question must be is said for each parameter, and nothing is shown."""
+    params: dict[str, Any] = {"q": '"open', "min_duration_ms": "-1", "metadata.": "x", "order": "z"}
+    errors = problem(service.get(LOGS, key, params=params), 422)["errors"]
+    assert {error["field"]: error["detail"] for error in errors} == {
+        "q": "has a quote that is not closed",
+        "min_duration_ms": "must be a number of at least 0",
+        "metadata.": "is not a known parameter",
+        "order": "must be desc or asc",
+    }
+    for bad, detail in (
+        ({"q": ""}, "must hold a word"),
+        ({"q": ["a", "b"]}, "is given twice"),
+        ({"q": "x" * 1025}, "must be at most 1024 characters"),
+        ({f"metadata.{n}": "x" for n in range(17)}, "may be filtered by 16 names at most"),
+        ({f"metadata.{'n' * 257}": "x"}, "a name must be at most 256 characters"),
+    ):
+        (error,) = problem(service.get(LOGS, key, params=bad), 422)["errors"]
+        assert error["detail"] == detail
 
 
 def test_a_log_by_its_id(service: Service, varied: str) -> None:

@@ -1,6 +1,7 @@
 """What routes stand on: reads and writes while another process holds the control database."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,14 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.services import WRITE_THREADS, WRITES_QUEUE
+from app.api.writes import ENDING, ORDINARY, PLATFORM
 from app.delivery.claims import create_claim
 from app.keys.registry import create_key
 from app.sqlite import sqlite3
 from tests.api.management import CURRENT, KEYS, ask
-from tests.support import Service, problem, running
-
-PLACES = WRITE_THREADS + WRITES_QUEUE
+from tests.support import DEADLINE_S, Json, Service, key_id_of, problem, running
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_reads_do_not_wait_for_writes(service: Service) -> None:
 
     async def scenario() -> dict[str, httpx.Response]:
         with held(service):
-            made = {f"k{number}": make(f"k{number}") for number in range(PLACES + excess)}
+            made = {f"k{number}": make(f"k{number}") for number in range(PLATFORM.places + excess)}
             done: set[asyncio.Task[httpx.Response]] = set()
             while len(done) < excess:
                 done, _ = await asyncio.wait(
@@ -118,3 +117,81 @@ def test_what_was_refused_is_never_done(service: Service) -> None:
     assert ask(service, "POST", KEYS, admin, {"client_id": "acme"}).status_code == 201
     assert service.get(CURRENT, old).json()["rotated_to"] is None
     assert service.request("POST", claim).status_code == 200
+
+
+def test_no_client_takes_the_places_of_others(service: Service) -> None:
+    """While one client has as many writes waiting as it may, all that others ask for is done."""
+    flooding, other = (service.key(name, role="owner") for name in ("acme", "other"))
+    admin, targets = service.key(None), [service.key("acme") for _ in range(ENDING.places + 4)]
+    paths = [f"{KEYS}/{key_id_of(target)}" for target in targets]
+
+    def post(path: str, key: str, body: Json | None = None) -> asyncio.Task[httpx.Response]:
+        headers = {"X-API-Key": key}
+        return asyncio.create_task(service.http.post(path, headers=headers, json=body or {}))
+
+    async def refused(tasks: list[asyncio.Task[httpx.Response]], count: int) -> None:
+        """Wait until so many of them were answered at once, and the others wait."""
+        until = time.monotonic() + DEADLINE_S
+        while sum(task.done() for task in tasks) < count:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+        assert all(task.result().status_code == 503 for task in tasks if task.done())
+
+    async def scenario() -> list[httpx.Response]:
+        with held(service):
+            flood = [post(KEYS, flooding) for _ in range(2 * ORDINARY.places)]
+            await refused(flood, len(flood) - ORDINARY.places_each)
+            # To end its own keys it has other places, as few.
+            ends = [post(f"{path}/deactivate", flooding) for path in paths]
+            await refused(ends, len(ends) - ENDING.places_each)
+            asked = [
+                post(KEYS, other),
+                post(f"{KEYS}/{key_id_of(other)}/deactivate", other),
+                post(f"{paths[0]}/deactivate", admin),
+                post(KEYS, admin, {"client_id": "acme"}),
+            ]
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in asked)
+        await asyncio.gather(*flood, *ends)
+        return await asyncio.gather(*asked)
+
+    made, _, deactivated, last = service.run(scenario())
+    assert [made.status_code, deactivated.status_code, last.status_code] == [201, 200, 201]
+    assert service.get(CURRENT, targets[0]).status_code == 401
+    # The places are free again.
+    for _ in range(ORDINARY.places_each + 1):
+        assert ask(service, "POST", KEYS, flooding, {}).status_code == 201
+
+
+@pytest.mark.parametrize("how", ["deactivate", "delete", "patch", "rotate"])
+def test_what_ends_a_key_has_its_own_places(service: Service, how: str) -> None:
+    """A client whose other writes are too many by far still ends its keys."""
+    owner, target = service.key("acme", role="owner"), service.key("acme")
+    path = f"{KEYS}/{key_id_of(target)}"
+    headers = {"X-API-Key": owner}
+    requests: dict[str, tuple[str, str, Json]] = {
+        "deactivate": ("POST", f"{path}/deactivate", {}),
+        "delete": ("DELETE", path, {}),
+        "patch": ("PATCH", path, {"is_active": False}),
+        "rotate": ("POST", f"{path}/rotate", {"grace_seconds": 0}),
+    }
+
+    async def scenario() -> httpx.Response:
+        with held(service):
+            makes = [
+                asyncio.create_task(service.http.post(KEYS, headers=headers, json={}))
+                for _ in range(ORDINARY.places_each + 1)
+            ]
+            await asyncio.wait(makes, return_when=asyncio.FIRST_COMPLETED)
+            method, target_path, body = requests[how]
+            ending = asyncio.create_task(
+                service.http.request(method, target_path, headers=headers, json=body)
+            )
+            await asyncio.sleep(0.1)
+            assert not ending.done()
+        await asyncio.gather(*makes)
+        return await ending
+
+    answer = service.run(scenario())
+    assert answer.status_code == (201 if how == "rotate" else 200), answer.text
+    assert service.get(CURRENT, target).status_code == 401

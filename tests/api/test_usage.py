@@ -109,6 +109,21 @@ def test_422_bad_parameters(service: Service, key: str, name: str, value: str) -
     assert error["field"] == name
 
 
+@pytest.mark.parametrize("group", ["key", "dataset", "hour", "day"])
+def test_a_key_of_some_datasets_sees_those(
+    service: Service, key: str, client_id: str, sent: Json, group: str
+) -> None:
+    """To a key that is limited to datasets no group and no total tells of any other."""
+    limited = service.key(client_id, allowed_datasets=["orders"])
+    usage = service.usage(limited, group_by=group)
+    assert usage["totals"]["logs"] == sum(one["logs"] for one in usage["usage"]) == 1
+    assert usage["totals"]["requests"] == 0
+    if group == "dataset":
+        assert [one["dataset"] for one in usage["usage"]] == ["orders"]
+    none = service.key(client_id, allowed_datasets=["absent"])
+    assert service.usage(none, group_by=group) == {"usage": [], "totals": row(0, 0, 0)}
+
+
 def test_403_without_the_scope(service: Service, client_id: str) -> None:
     """Reading usage needs its own scope."""
     viewer = service.key(client_id, role="viewer")

@@ -1,13 +1,17 @@
 """A mail server that keeps what it gets, and a certificate that nobody but the test trusts."""
 
+import asyncio
 import datetime as dt
 import ipaddress
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
+from email.header import decode_header, make_header
 from email.message import EmailMessage
+from email.utils import getaddresses
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from loadtests.server import free_port
 HOST = "127.0.0.1"
 USER, PASSWORD = "mailer", "pass-word-of-the-test"
 READY_S_MAX = 20.0
+HELD_S_MAX = 30.0
 
 
 def make_certificate(directory: Path) -> Path:
@@ -67,12 +72,18 @@ class Sink:
     recipients: list[list[str]] = field(default_factory=list)
     was_private: list[bool] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
+    password: str = PASSWORD
     refusal: str = ""
+    login_refusal: str = ""
+    is_holding: threading.Event | None = None  # to be set by a mail, which then gets no answer
     is_smtps: bool = False
 
     # The name is aiosmtpd's.
     async def handle_DATA(self, _server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
         """Keep a message, or refuse it."""
+        if self.is_holding is not None:
+            self.is_holding.set()
+            await asyncio.sleep(HELD_S_MAX)
         if self.refusal:
             return self.refusal
         self.raw.append(envelope.content)
@@ -87,7 +98,9 @@ class Sink:
         """Accept the one user."""
         assert isinstance(login, LoginPassword)
         self.users.append(login.login.decode())
-        good = (login.login, login.password) == (USER.encode(), PASSWORD.encode())
+        good = (login.login, login.password) == (USER.encode(), self.password.encode())
+        if self.login_refusal:
+            return AuthResult(success=False, handled=False, message=self.login_refusal)
         return AuthResult(success=good, handled=False)
 
 
@@ -119,6 +132,15 @@ def read_message(raw: bytes) -> EmailMessage:
     message = message_from_bytes(raw, policy=policy.default)
     assert isinstance(message, EmailMessage)
     return message
+
+
+def mailboxes(raw: bytes, header: str) -> list[tuple[str, str]]:
+    """Give the names and addresses of a header, each name decoded once.
+
+    By the older half of the library: the newer one puts spaces between encoded words.
+    """
+    found = getaddresses([str(one) for one in message_from_bytes(raw).get_all(header, [])])
+    return [(str(make_header(decode_header(name))), address) for name, address in found]
 
 
 def part(message: EmailMessage, kind: str) -> str:

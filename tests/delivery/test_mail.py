@@ -1,25 +1,32 @@
 """The two mails: what they say, in text and in HTML, and what never gets into them."""
 
 from datetime import timedelta
-from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.delivery.mail import ONBOARDING, ROTATION, Handover, compose, write_eml
-from app.delivery.smtp import mailbox
+from app.delivery.mail import (
+    ONBOARDING,
+    ROTATION,
+    Handover,
+    check_headers,
+    compose,
+    write_eml,
+)
+from app.delivery.smtp import BadAddress, Mail, Mailbox, mailbox
 from app.delivery.templates import SAMPLES, utc_text
 from app.keys.models import ApiKey, utc_now
-from tests.delivery.mail_sink import part, read_message, texts_by_id
+from tests.delivery.mail_sink import mailboxes, part, read_message, texts_by_id
 
 URL = "https://logs.example.com"
-SENDER = Address("Logger", addr_spec="logger@example.com")
-TO = Address("Acme, Inc.", addr_spec="ops@acme.example")
+SENDER = Mailbox("Logger", "logger@example.com")
+TO = Mailbox("Acme, Inc.", "ops@acme.example")
+NAMES = ("Subject", "From", "To", "Date", "Message-ID", "Content-Type", "MIME-Version")
 UNTIL = utc_now() + timedelta(hours=72)
 LINK = Handover(claim_url=f"{URL}/claim/cl_claim_abc", claim_until=UNTIL)
 INLINE = Handover(text="cl_live_acme_the-text-of-the-key")
@@ -36,9 +43,9 @@ def _key(key_id: str = "NewKeyOfAcme", **columns: Any) -> ApiKey:
     )
 
 
-def _mail(handover: Handover, old: ApiKey | None = None, to: Address = TO) -> EmailMessage:
-    message = compose(_key(), handover, url=URL, sender=SENDER, to=to, old=old)
-    return read_message(message.as_bytes())
+def _mail(handover: Handover, old: ApiKey | None = None, to: Mailbox = TO) -> EmailMessage:
+    mail = compose(_key(), handover, url=URL, sender=SENDER, to=to, old=old)
+    return read_message(mail.content)
 
 
 def _parts(message: EmailMessage) -> tuple[str, str]:
@@ -112,37 +119,97 @@ def test_a_rotation_names_the_old_key_and_its_end() -> None:
 def test_a_key_s_own_end_is_told() -> None:
     """A key that expires says when."""
     end = utc_now() + timedelta(days=30)
-    message = compose(_key(expires_at=end), LINK, url=URL, sender=SENDER, to=TO)
-    for body in _parts(read_message(message.as_bytes())):
+    mail = compose(_key(expires_at=end), LINK, url=URL, sender=SENDER, to=TO)
+    for body in _parts(read_message(mail.content)):
         assert utc_text(end) in body
 
 
-printable = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs")), max_size=30)
+printable = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs")), max_size=80)
+# What is decoded twice, or once too early, becomes headers, a body, a recipient.
+encoded = st.builds(
+    "{}=?utf-8?{}?={}".format,
+    st.sampled_from(["", "a ", '"']),
+    st.one_of(
+        st.sampled_from(["q?x=0D=0ABcc:_evil=40x.y", "b?eA0KU3ViamVjdDogWQ0KDQpib2R5", "q?"]),
+        st.sampled_from(["q?=3Ca=40evil=2Ecom=3E=2C", "q?a=00b", "q?=22=2C_a=40b=2Cc", "x?", "q"]),
+    ),
+    st.sampled_from(["", " a", '"', " =?utf-8?q?=0D=0A?="]),
+)
 
 
-@given(name=printable)
+@given(name=st.one_of(printable, encoded))
+@example(name="=?utf-8?q?x=0D=0ABcc=3A_evil=40x=2Ey?=")
+@example(name="\\")
+@example(name='"Acme" <a@evil.com>, b')
 def test_a_name_is_text_in_every_part(name: str) -> None:
     """Whatever a client is called, headers hold nothing more and HTML shows it as it is."""
-    message = _mail(LINK, to=mailbox(name, "ops@acme.example"))
-    assert [one.addr_spec for one in message["To"].addresses] == ["ops@acme.example"]
-    assert "bcc" not in {header.lower() for header in message}
+    to = mailbox(name, "ops@acme.example")
+    raw = compose(_key(), LINK, url=URL, sender=SENDER, to=to).content
+    message = read_message(raw)
+    assert mailboxes(raw, "To") == [to]
+    assert [one.addr_spec for one in message["To"].addresses] == [to.address]
+    assert sorted(message.keys()) == sorted(NAMES)
+    assert message["Subject"] == ONBOARDING
     text, html = _parts(message)
     assert f"Hello {name or 'acme'},\n" in text
     body = html.partition("<body>")[2]
     assert body.count("<") == _parts(_mail(LINK))[1].partition("<body>")[2].count("<")
 
 
+@given(name=encoded)
+def test_a_sender_s_name_is_text(name: str) -> None:
+    """Whatever stands in MAIL_FROM, the mail comes from that one address."""
+    sender = mailbox(name, "logger@example.com")
+    raw = compose(_key(), LINK, url=URL, sender=sender, to=TO).content
+    message = read_message(raw)
+    assert mailboxes(raw, "From") == [sender]
+    assert [one.addr_spec for one in message["From"].addresses] == [sender.address]
+    assert sorted(message.keys()) == sorted(NAMES)
+
+
+def test_a_mail_is_of_seven_bits_and_short_lines() -> None:
+    """Names and greetings of any script reach servers that know no 8BITMIME."""
+    to = mailbox("Žluťoučký kůň 🐎 " * 15, "ops@acme.example")
+    content = compose(_key(), LINK, url=URL, sender=SENDER, to=to).content
+    assert content.isascii()
+    assert max(map(len, content.split(b"\r\n"))) <= 78
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"From: logger@example.com\r\nTo: ops@acme.example\r\nBcc: x@y.z",
+        b"From: logger@example.com\r\nTo: ops@acme.example\r\nTo: x@y.z",
+        b"From: logger@example.com\r\nTo: ops@acme.example, x@y.z",
+        b"From: logger@example.com\r\nTo: x@y.z",
+        b"From: x@y.z\r\nTo: ops@acme.example",
+        b"From: logger@example.com\r\nTo: a\n <ops@acme.example>",
+        b"From: logger@example.com\r\nTo: a\rb <ops@acme.example>",
+        b"From: logger@example.com\r\nTo: a\0 <ops@acme.example>",
+        b"From: logger@example.com\r\nTo: \xc3\xa4 <ops@acme.example>",
+        b"From: logger@example.com\r\n\r\nTo: ops@acme.example",
+    ],
+)
+def test_headers_that_nobody_set_stop_a_mail(head: bytes) -> None:
+    """One header or address too many, a bare line break or a strange byte are found."""
+    names = ["From", "To"]
+    good = b"From: logger@example.com\r\nTo: Acme\r\n <ops@acme.example>"
+    check_headers(Mail(SENDER, TO, good + b"\r\n\r\nbody"), names)
+    with pytest.raises(BadAddress):
+        check_headers(Mail(SENDER, TO, head + b"\r\n\r\nbody"), names)
+
+
 def test_a_file_is_its_owner_s_and_new(tmp_path: Path) -> None:
     """An .eml has mode 0600, holds the mail, and replaces nothing, a dangling link included."""
     path = tmp_path / "mail.eml"
-    message = compose(_key(), INLINE, url=URL, sender=SENDER, to=TO)
-    write_eml(message, path)
+    mail = compose(_key(), INLINE, url=URL, sender=SENDER, to=TO)
+    write_eml(mail, path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_message(path.read_bytes())["Subject"] == ONBOARDING
     before = path.read_bytes()
     (tmp_path / "link.eml").symlink_to(tmp_path / "elsewhere")
     for taken in (path, tmp_path / "link.eml"):
         with pytest.raises(FileExistsError):
-            write_eml(message, taken)
+            write_eml(mail, taken)
     assert path.read_bytes() == before
     assert {one.name for one in tmp_path.iterdir()} == {"link.eml", "mail.eml"}

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Forbidden, NotFound
-from app.keys.authority import check_reach, check_within, narrow, shorten
+from app.keys.authority import check_change, check_reach, check_within, narrow, shorten
 from app.keys.models import LIMIT_NAMES, ApiKey
-from app.keys.principal import Limits, Principal
+from app.keys.principal import UNLIMITED, Limits, Principal
+from app.keys.records import Candidate, ClientRecord, KeyRecord
 from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +23,7 @@ askers = st.builds(
     id=st.just(""),
     key_id=st.just("asker"),
     client_id=st.just("acme"),
-    role=st.just("owner"),
+    role=st.sampled_from([role for role in ROLES if role != ADMIN]),
     scopes=st.frozensets(st.sampled_from(sorted(SCOPES))),
     allowed_datasets=DATASETS.map(lambda names: None if names is None else frozenset(names)),
     is_admin=st.just(False),
@@ -30,6 +31,7 @@ askers = st.builds(
     client_limits=st.builds(Limits, st.just(3), st.just(0), st.just(2)),
     expires_at_s=ENDS.map(lambda end: None if end is None else end.timestamp()),
     name=st.just(""),
+    own_limits=st.tuples(*[st.none() | LIMIT] * 3),
 )
 keys = st.builds(
     ApiKey,
@@ -49,6 +51,8 @@ def exceeds(key: ApiKey, asker: Principal) -> bool:
     """Say by brute force whether there is something that the key may do and the asker may not."""
     if effective_scopes(key.role, key.scopes) - asker.scopes:
         return True
+    if ROLES[key.role] - ROLES[asker.role] - asker.scopes:
+        return True
     if asker.allowed_datasets is not None:
         reached = set("abcd") if key.allowed_datasets is None else set(key.allowed_datasets)
         if reached - asker.allowed_datasets:
@@ -57,11 +61,12 @@ def exceeds(key: ApiKey, asker: Principal) -> bool:
         end = float("inf") if key.expires_at is None else key.expires_at.timestamp()
         if end > asker.expires_at_s:
             return True
-    for name in LIMIT_NAMES:
-        ceiling = getattr(asker.client_limits, name) or float("inf")
-        given = getattr(key, name)
-        passes = min(ceiling, given or float("inf"))
-        if passes > min(ceiling, getattr(asker.key_limits, name) or float("inf")):
+    for name, own in zip(LIMIT_NAMES, asker.own_limits, strict=True):
+        limit = getattr(key, name)
+        if own is None and limit is None:
+            continue
+        most = getattr(asker.key_limits, name) if own is None else own
+        if (limit or float("inf")) > (most or float("inf")):
             return True
     return False
 
@@ -85,7 +90,7 @@ def test_what_is_left_open_is_narrowed(asker: Principal, key: ApiKey) -> None:
     for name, value in asked.items():
         if value is not None:
             assert getattr(key, name) == value
-    key.scopes = []
+    key.scopes, key.role = [], asker.role
     for name in ("allowed_datasets", "expires_at", *LIMIT_NAMES):
         if asked[name] is not None:
             setattr(key, name, None)
@@ -113,6 +118,57 @@ def test_reach(asker: Principal) -> None:
         with pytest.raises(NotFound):
             check_reach(asker, client_id)
         check_reach(None, client_id)
+
+
+@given(askers)
+def test_what_is_given_without_a_role_is_within(asker: Principal) -> None:
+    """Without a role or anything else asked for, a key is within its maker, or has no scope."""
+    key = ApiKey(key_id="", key_prefix="", client_id="acme", name="", role="client")
+    narrow(asker, key, is_role_asked=False)
+    assert key.scopes is None or not exceeds(key, asker)
+
+
+def as_asker(key: ApiKey) -> Principal:
+    """Say who a key is, in a service whose defaults are the limits 2, 0 and 1."""
+    return Candidate(KeyRecord.of(key), None).principal(Limits(2, 0, 1))
+
+
+@given(askers, keys, keys, st.booleans())
+def test_what_is_more_than_before_is_within(
+    asker: Principal, key: ApiKey, changed: ApiKey, revived: bool
+) -> None:
+    """A change passes that takes away only, or if all of the changed key is the asker's to give."""
+    before = as_asker(key)
+    allowed = True
+    try:
+        check_change(asker, before, changed, revived=revived)
+    except Forbidden:
+        allowed = False
+    gives = revived or exceeds(changed, before)
+    assert allowed is not (gives and exceeds(changed, asker))
+
+
+@given(keys)
+def test_no_change_gives_nothing(key: ApiKey) -> None:
+    """A key as it was has no more than it had, and may be left so by anybody who reaches it."""
+    nobody = as_asker(ApiKey(key_id="", key_prefix="", name="", role="viewer", scopes=[]))
+    check_change(nobody, as_asker(key), key, revived=False)
+
+
+def test_a_limit_that_the_client_undercuts_stays_a_limit() -> None:
+    """What a key was limited to binds what it gives also while its client's limit is lower."""
+    key = ApiKey(key_id="", key_prefix="", client_id="acme", name="", role="viewer")
+    key.requests_per_minute = 100
+    record = KeyRecord.of(key)
+    client = ClientRecord(True, 50, None, None)
+    holder = Candidate(record, client).principal(UNLIMITED)
+    assert holder.key_limits.requests_per_minute == 50
+    for limit in (None, 0, 101):
+        key.requests_per_minute = limit
+        with pytest.raises(Forbidden, match="requests_per_minute than 100"):
+            check_within(holder, key)
+    key.requests_per_minute = 100
+    check_within(holder, key)
 
 
 def test_the_operator_may_all() -> None:

@@ -27,6 +27,7 @@ def test_a_mail_address_is_one(address: str) -> None:
         "a@b, x@y.z",
         "Ops <a@b>",
         "a@-b",
+        "=?utf-8?q?a?=@b.com",
         f"{'a' * 250}@b.ch",
     ],
 )

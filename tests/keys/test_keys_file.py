@@ -175,6 +175,24 @@ def test_a_second_write_in_the_same_moment_is_seen(followed: Followed) -> None:
     assert len(verifiers) == 3
 
 
+def test_a_rewrite_that_looks_the_same_is_seen(followed: Followed) -> None:
+    """A file rewritten in place, with as many bytes and its old time, is read all the same."""
+
+    def settle() -> Callable[[], object]:
+        return lambda: followed.file._stat  # noqa: SLF001
+
+    def rewrite() -> Callable[[], object]:
+        before = followed.path.stat()
+        _write(followed.path, "b")
+        os.utime(followed.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = followed.path.stat()
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        return lambda: followed.is_through(1)
+
+    followed.run(settle, rewrite)
+    assert followed.taken[-1].keys[0].verifier != followed.configured.keys[0].verifier
+
+
 def test_a_bad_file_changes_nothing_and_is_told_once(
     followed: Followed, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from app.keys.models import utc_now
 from app.keys.objects import RotationPolicy, iso_time, key_object
 from app.keys.registry import (
     KeyFilter,
+    Once,
     any_key,
     create_key,
     get_key,
@@ -40,6 +41,17 @@ def test_a_key_is_made_and_its_text_stored_nowhere(engine: Engine, peppers: Pepp
         stored = str(connection.execute(text("SELECT * FROM api_keys")).all())
     assert token[-49:-6] not in stored
     assert key.key_prefix in stored
+
+
+def test_an_idempotency_key_is_stored_nowhere(engine: Engine, peppers: Peppers) -> None:
+    """A key that was sent as Idempotency-Key finds what it made, and is not in the database."""
+    _, sent = _make(engine, peppers)
+    once = Once("acme", sent, b"digest")
+    first, again = (_make(engine, peppers, once=once) for _ in range(2))
+    assert (again[0].id, again[1]) == (first[0].id, "")
+    with engine.connect() as connection:
+        stored = str(connection.execute(text("SELECT * FROM created_once")).all())
+    assert sent[-49:-6] not in stored
 
 
 @pytest.mark.parametrize(

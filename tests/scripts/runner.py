@@ -21,6 +21,7 @@ from app.keys.principal import UNLIMITED, Principal
 from app.keys.verifier import Peppers
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+COMMANDS = sorted(file.stem for file in SCRIPTS.glob("[!_]*.py"))
 # A key of ours, or the token of a claim link.
 SECRET = re.compile(r"cl_\w+_[0-9A-Za-z]{61}")
 

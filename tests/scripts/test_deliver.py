@@ -136,9 +136,11 @@ def _check_secret(run: Runner, secret: dict[str, str]) -> None:
     assert secret["key_id"] in secret["LOGGER_API_KEY"]
 
 
-def _check_failure(done: subprocess.CompletedProcess[str], target: str, part: str) -> None:
+def _check_failure(
+    done: subprocess.CompletedProcess[str], target: str, part: str, status: int = 1
+) -> None:
     """Check that a refusal is one line on stderr, which names the target and holds no secret."""
-    assert (done.returncode, done.stdout) == (1, ""), done
+    assert (done.returncode, done.stdout) == (status, ""), done
     line = error_line(done.stderr)
     assert line.startswith(f"Error: {target}: ")
     assert part in line
@@ -216,6 +218,19 @@ def test_json_says_where_the_key_is(run: Runner, vault: VaultServer) -> None:
     assert made["key_id"] == vault.stored["acme/logger"][0]["key_id"]
 
 
+@pytest.mark.parametrize("how", ["full", "left"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_delivery_that_could_not_be_told_of(
+    run: Runner, vault: VaultServer, how: str, options: list[str]
+) -> None:
+    """When the output fails the one line says which key is where, and the key works."""
+    run.environment |= {**vault.environment, "PUBLIC_URL": "https://logs.example.com"}
+    line = run.unheard(how, "generate_api_key", "--client", "acme", "--deliver", VAULT, *options)
+    ((secret,),) = vault.stored.values()
+    _check_secret(run, secret)
+    assert line.endswith(f"Key {secret['key_id']} is active and in {VAULT}.")
+
+
 def test_aws_refuses_the_put(run: Runner, aws: Aws) -> None:
     """A user who may look but not create gets one line, and the key is off."""
     done = _deliver(run, AWS, aws.allow_only("secretsmanager:DescribeSecret"))
@@ -262,8 +277,9 @@ def test_vault_mount_of_version_1(run: Runner, vault: VaultServer) -> None:
     _check_withdrawn(run, done)
 
 
-def test_interrupted_put(run: Runner, vault: VaultServer) -> None:
-    """Ctrl-C while the key is on its way switches it off: it may have arrived or not."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_put(run: Runner, vault: VaultServer, number: signal.Signals) -> None:
+    """A signal while the key is on its way switches it off: it may have arrived or not."""
     vault.hold_puts = True
     process = run.start(
         *("generate_api_key", "--client", "acme", "--deliver", VAULT),
@@ -271,10 +287,10 @@ def test_interrupted_put(run: Runner, vault: VaultServer) -> None:
         stdout=subprocess.PIPE,
     )
     assert vault.is_holding.wait(20)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, error = process.communicate(timeout=20)
     done = subprocess.CompletedProcess(process.args, process.returncode, out, error)
-    _check_failure(done, VAULT, "interrupted")
+    _check_failure(done, VAULT, "interrupted", 128 + number)
     _check_withdrawn(run, done)
 
 

@@ -22,6 +22,7 @@ from tests.delivery.mail_sink import (
     PASSWORD,
     USER,
     Sink,
+    mailboxes,
     make_certificate,
     part,
     read_message,
@@ -198,6 +199,7 @@ def test_a_key_that_cannot_be_mailed(run: Runner) -> None:
     [
         (["--to", "ops@acme.example\nBcc: x@y.z"], 1, "not one mail address"),
         (["--to", "ops"], 1, "not one mail address"),
+        (["--to", "=?utf-8?q?a?=@b.com", "--send"], 1, "not one mail address"),
         (["--to", TO, "--output", "there.eml"], 1, "there.eml exists already"),
         (["--to", TO, "--output", "no/such/a.eml"], 1, "no file can be made"),
     ],
@@ -222,6 +224,63 @@ def test_a_client_s_name_with_a_line_break_is_refused(run: Runner) -> None:
         connection.commit()
     done = run("onboarding_email", *ACME)
     assert (done.returncode, "line break" in done.stderr) == (1, True)
+    assert _mails(run) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "=?utf-8?q?x=0D=0ABcc=3A_evil=40x=2Ey?=",
+        "=?utf-8?b?eA0KU3ViamVjdDogWQ0KDQpib2R5?=",
+        "=?utf-8?q?=3Ca=40evil=2Ecom=3E=2C?=",
+    ],
+)
+def test_a_client_s_name_is_no_header(run: Runner, certificate: Path, name: str) -> None:
+    """A name that looks encoded adds no header, body or recipient, in the file and when sent."""
+    run.json("generate_api_key", "--client", "acme")
+    with run.control() as engine:
+        update_client(engine, "acme", {"name": name})
+    with running_sink(certificate) as sink:
+        settings = _mail_settings(sink, certificate)
+        settings["MAIL_FROM"] = f"{name} <logger@example.com>"
+        done = run("onboarding_email", *ACME, "--send", "--output", "a.eml", **settings)
+    assert done.returncode == 0, done.stderr
+    assert sink.recipients == [[TO]]
+    for raw in (sink.raw[0], (run.cwd / "a.eml").read_bytes()):
+        mail = read_message(raw)
+        names = {"Subject", "From", "To", "Date", "Message-ID", "MIME-Version", "Content-Type"}
+        assert set(mail.keys()) - {"X-Peer", "X-MailFrom", "X-RcptTo"} == names
+        assert mail.get_all("Subject") == ["Your Logger API Credentials"]
+        assert mailboxes(raw, "To") == [(name, TO)]
+        assert mailboxes(raw, "From") == [(name, "logger@example.com")]
+        assert f"Hello {name},\n" in part(mail, "plain")
+
+
+def test_a_planted_address_is_refused(run: Runner) -> None:
+    """A contact_email that got into the database past every check is one line, and no mail."""
+    run.json("generate_api_key", "--client", "acme")
+    with run.control() as engine, engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE clients SET contact_email = '=?utf-8?q?a?=@b.com'")
+        connection.commit()
+    done = run("onboarding_email", "--client", "acme")
+    assert (done.returncode, _mails(run)) == (1, [])
+    assert "not one mail address" in error_line(done.stderr)
+
+
+def test_a_deactivated_client_gets_no_mail(run: Runner) -> None:
+    """Neither a new key nor one that exists is mailed while none of the client's keys works."""
+    key = run.json("generate_api_key", "--client", "acme")
+    with run.control() as engine:
+        update_client(engine, "acme", {"is_active": False})
+    for arguments in (
+        ("onboarding_email", *ACME),
+        ("onboarding_email", *ACME, "--key-id", key["key_id"]),
+        ("rotate_api_key", key["key_id"], "--notify", TO),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert "client acme is deactivated" in done.stderr
+    assert len(run.json("list_api_keys", "--include-inactive")["api_keys"]) == 1
     assert _mails(run) == []
 
 

@@ -1,8 +1,10 @@
 """New keys and links that got to nobody: each command takes back what it has made."""
 
 import os
+import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +14,21 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
+from app.delivery.claims import claim
 from app.errors import InvalidKey
 from app.keys.database import reading
 from app.keys.models import ApiKey, Claim
 from app.sqlite import sqlite3
 from loadtests.server import free_port
-from tests.delivery.mail_sink import PASSWORD, USER, make_certificate, running_sink
+from tests.delivery.mail_sink import (
+    PASSWORD,
+    USER,
+    Sink,
+    make_certificate,
+    part,
+    read_message,
+    running_sink,
+)
 from tests.scripts.runner import Runner, error_line
 
 TO = "ops@acme.example"
@@ -30,6 +41,14 @@ UNSET = "SMTP_URL is not set: the mail is written to a file, not sent.\n"
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate that only SSL_CERT_FILE vouches for."""
     return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def _mail_settings(sink: Sink, certificate: Path) -> dict[str, str]:
+    return {
+        "SMTP_URL": f"smtp://{USER}:{PASSWORD}@localhost:{sink.port}",
+        "MAIL_FROM": "logger@example.com",
+        "SSL_CERT_FILE": str(certificate),
+    }
 
 
 def _keys(run: Runner) -> dict[str, dict[str, Any]]:
@@ -117,18 +136,26 @@ def test_a_rotation_that_nobody_saw_is_undone(run: Runner, how: str, options: li
     assert run.resolve(run.json("rotate_api_key", old["key_id"])["key"]).client_id == "acme"
 
 
-def test_a_key_whose_output_is_interrupted_is_off(run: Runner) -> None:
-    """Ctrl-C while the key waits to be read switches it off."""
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP, signal.SIGTERM] * 5]
+)
+def test_a_key_whose_output_is_interrupted_is_off(
+    run: Runner, signals: list[signal.Signals]
+) -> None:
+    """A signal while the key waits to be read switches it off, though another one follows."""
     run.prepare()
     process, reader = _start_stuck(run, "generate_api_key", "--client", "acme")
     _await_key(run, 1)
     assert len(_keys(run)) == 1  # takes so long that the command is stuck by then
-    process.send_signal(signal.SIGINT)
-    os.close(reader)
+    with _locked(run):  # so that it is busy with that when the later ones come
+        for one in signals:
+            process.send_signal(one)
+            time.sleep(0.05)
     _, stderr = process.communicate(timeout=DEADLINE_S)
+    os.close(reader)
     ((key_id, key),) = _keys(run).items()
-    assert (process.returncode, key["is_active"]) == (1, False)
-    assert f"key {key_id} was switched off again" in error_line(stderr)
+    assert (process.returncode, key["is_active"]) == (128 + signals[0], False)
+    assert f"interrupted; key {key_id} was switched off again" in error_line(stderr)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +257,35 @@ def test_a_mail_that_could_not_be_told_of_is_named(run: Runner) -> None:
     assert f"The mail to {TO} is in onboarding-acme-{key_id}.eml." in line
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_mail_on_its_way_is_on_disk(
+    run: Runner, certificate: Path, number: signal.Signals
+) -> None:
+    """A signal while a server keeps its answer back leaves a file with the new key's link."""
+    old = run.json("generate_api_key", "--client", "acme")
+    with running_sink(certificate) as sink:
+        sink.is_holding = threading.Event()
+        process = run.start(
+            *("rotate_api_key", old["key_id"], "--grace-seconds", "0", "--notify", TO),
+            env={**run.environment, **_mail_settings(sink, certificate)},
+        )
+        assert sink.is_holding.wait(DEADLINE_S)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=DEADLINE_S)
+    (output,) = run.cwd.glob("*.eml")
+    assert output.stat().st_mode & 0o777 == 0o600
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        line = f"Error: not sent: interrupted; the mail is in {output.name}"
+        assert error_line(stderr) == line
+    text = part(read_message(output.read_bytes()), "plain")
+    (token,) = re.findall(r"/claim/(\w+)", text)
+    with run.control() as engine:
+        assert run.resolve(claim(engine, token).text).client_id == "acme"
+
+
 def _claims(run: Runner) -> list[Claim]:
     with run.control() as engine, reading(engine) as session:
         return list(session.exec(select(Claim)).all())
@@ -268,11 +324,7 @@ def test_a_server_that_quotes_the_mail(run: Runner, certificate: Path, pieces: i
     quoted = "= ".join([text] if pieces == 1 else [text[:45], text[45:]])
     with running_sink(certificate) as sink:
         sink.refusal = f"554 LOGGER_API_KEY={quoted} looks like spam"
-        mail = {
-            "SMTP_URL": f"smtp://{USER}:{PASSWORD}@localhost:{sink.port}",
-            "MAIL_FROM": "logger@example.com",
-            "SSL_CERT_FILE": str(certificate),
-        }
+        mail = _mail_settings(sink, certificate)
         arguments = ("--key-id", key["key_id"], "--to", TO, "--send", "--inline-key")
         done = run("onboarding_email", *arguments, answer=f"{text}\n", **mail)
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """import_api_keys.py, run as its users run it."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from app.errors import InvalidKey
 from app.keys.token import mint
-from tests.scripts.runner import Runner
+from tests.scripts.runner import Runner, error_line
 
 YAML = """
 api_keys:
@@ -149,6 +150,19 @@ def test_a_file_that_is_none_is_told(
     assert (done.returncode, part in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+    assert not run.data_dir.exists()
+
+
+def test_a_file_without_an_end(run: Runner) -> None:
+    """Of a file that is too large no more is read than tells that it is."""
+    command = run.command("import_api_keys", "--format", "json", "/dev/zero")
+    # Where all of it is read, memory is short soon.
+    shell = ["sh", "-c", 'ulimit -v 2000000; exec "$@"', "sh", *command]
+    done = subprocess.run(
+        shell, capture_output=True, text=True, cwd=run.cwd, env=run.environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/dev/zero has more than 2097152 bytes" in error_line(done.stderr)
 
 
 def test_the_file_is_asked_for(run: Runner, tmp_path: Path) -> None:

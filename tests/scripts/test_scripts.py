@@ -10,21 +10,12 @@ from app.activity.database import open_activity
 from app.activity.uses import Sighting, record
 from app.errors import InvalidKey
 from app.keys.bootstrap import open_secrets
+from app.keys.clients import update_client
 from app.keys.database import writing
 from app.keys.lifecycle import rotate_key
 from app.keys.models import Worker
 from app.keys.verifier import Peppers
-from tests.scripts.runner import Runner
-
-COMMANDS = [
-    "generate_api_key",
-    "list_api_keys",
-    "revoke_api_key",
-    "create_admin_key",
-    "import_api_keys",
-    "onboarding_email",
-    "rotate_api_key",
-]
+from tests.scripts.runner import COMMANDS, Runner, error_line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,7 +31,12 @@ def test_every_command_explains_itself(run: Runner, command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_bad_setting_is_one_line(run: Runner, command: str) -> None:
     """A setting that cannot be used ends any command with 2 and one line that names it."""
-    arguments = {"revoke_api_key": ["x"], "create_admin_key": ["--name", "x"]}.get(command, [])
+    (run.cwd / "a.json").write_text("{}")
+    arguments = {
+        "create_admin_key": ["--name", "x"],
+        "import_api_keys": ["a.json"],
+        "revoke_api_key": ["x"],
+    }.get(command, [])
     done = run(command, *arguments, answer="acme\n", SECRET_KEY="short")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -129,6 +125,18 @@ def test_generate_uses_the_public_url(run: Runner) -> None:
     assert "LOGGER_API_URL=https://logs.example.com\n" in done.stdout
 
 
+def test_generate_refuses_a_deactivated_client(run: Runner) -> None:
+    """No key is made that could not work; one of another client still is."""
+    run.json("generate_api_key", "--client", "acme")
+    with run.control() as control:
+        update_client(control, "acme", {"is_active": False})
+    done = run("generate_api_key", "--client", "acme")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "client acme is deactivated" in error_line(done.stderr)
+    run.json("generate_api_key", "--client", "demo")
+    assert len(run.json("list_api_keys", "--include-inactive")["api_keys"]) == 2
+
+
 def test_list_shows_keys_and_no_secret(run: Runner) -> None:
     """The list has every active key by its public part, and more only when asked."""
     keys = [run.json("generate_api_key", "--client", client) for client in ("acme", "demo")]
@@ -161,7 +169,10 @@ def test_list_finds_keys_that_end_soon(run: Runner) -> None:
     assert due("20", test="20") == [soon["id"], test["id"]]
     assert len(due("90")) == 3
     assert len(due("36500", live="0", test="0")) == 2
-    assert run("list_api_keys", "--due", "36501").returncode == 2
+    for days in ("36501", "-5", "x", "9" * 5000):
+        refused = run("list_api_keys", f"--due={days}")
+        assert (refused.returncode, "from 0 to 36500" in refused.stderr) == (2, True)
+    assert len(run("list_api_keys", "--due", "-5").stderr) < 500
     listed = run("list_api_keys", "--json", ROTATION_DAYS_TEST="0").stdout
     assert json.loads(listed)["api_keys"][2]["rotation_due_at"] is None
 
@@ -240,6 +251,7 @@ def test_revoke_names_workers_that_are_late(run: Runner) -> None:
     done = run("revoke_api_key", keys[1]["key_id"], "--yes")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert "what workers know of the keys cannot be read: " in done.stderr
+    assert "; whether every worker has dropped it is unknown" in done.stdout
     for key in keys:
         with pytest.raises(InvalidKey):
             run.resolve(key["key"])

@@ -1,14 +1,16 @@
 """What all commands share, at a terminal and where there is nothing to work on."""
 
+import json
 import os
 import pty
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.scripts.runner import Runner, error_line
+from tests.scripts.runner import COMMANDS, Runner, error_line
 
 DEADLINE_S = 20.0
 
@@ -18,8 +20,10 @@ class Terminal:
 
     def __init__(self, run: Runner, command: str, *arguments: str) -> None:
         self._terminal, inner = pty.openpty()
+        # Its controlling terminal is the first one that a session's leader opens.
+        shell = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(inner)]
         self.process = subprocess.Popen(
-            run.command(command, *arguments),
+            [*shell, *run.command(command, *arguments)],
             stdin=inner,
             stdout=inner,
             stderr=inner,
@@ -37,6 +41,10 @@ class Terminal:
             self._read()
         assert part in self.shown
 
+    def close(self) -> None:
+        """Close the terminal."""
+        os.close(self._terminal)
+
     def type(self, text: str) -> None:
         """Type something."""
         os.write(self._terminal, text.encode())
@@ -45,7 +53,7 @@ class Terminal:
         """Read the rest; give the exit status."""
         while self._read():
             pass
-        os.close(self._terminal)
+        self.close()
         return self.process.wait(DEADLINE_S)
 
     def _read(self) -> bool:
@@ -83,16 +91,76 @@ def test_no_database_is_made_where_none_is(
     assert list(run.cwd.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_still_starting(run: Runner, tmp_path: Path, command: str) -> None:
+    """Ctrl-C while the libraries are loaded ends it without a word."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'sqlalchemy':\n"
+        "            print('loading', flush=True)\n"
+        f"            time.sleep({DEADLINE_S})\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    environment = {**run.environment, "PYTHONPATH": str(tmp_path)}
+    process = run.start(command, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=DEADLINE_S) == ("", "")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_terminal_that_is_gone(run: Runner) -> None:
+    """A question whose terminal is closed ends the command by the signal's status."""
+    terminal = Terminal(run, "generate_api_key")
+    terminal.read_until(": ")
+    terminal.close()
+    assert terminal.process.wait(DEADLINE_S) == 128 + signal.SIGHUP
+    assert not run.data_dir.exists()
+
+
+@pytest.mark.parametrize("command", ["list_api_keys", "onboarding_email", "revoke_api_key"])
+def test_an_empty_file_is_no_database(run: Runner, command: str) -> None:
+    """A file of no bytes is not made a database of, and nothing is told of the keys in it."""
+    run.data_dir.mkdir()
+    (run.data_dir / "control.db").touch()
+    done = run(command, *(["abc"] if command == "revoke_api_key" else []))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "control.db is no control database" in error_line(done.stderr)
+    assert (run.data_dir / "control.db").stat().st_size == 0
+
+
 @pytest.mark.parametrize("command", ["generate_api_key", "revoke_api_key", "create_admin_key"])
-def test_a_question_that_is_interrupted(run: Runner, command: str) -> None:
-    """Ctrl-C at a question ends with 130 and one line of its own, and makes nothing."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_question_that_is_interrupted(run: Runner, command: str, number: signal.Signals) -> None:
+    """A signal at a question ends with its status and one line of its own, and makes nothing."""
     terminal = Terminal(run, command)
     terminal.read_until(": ")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
+    terminal.process.send_signal(number)
+    assert terminal.end() == 128 + number
     assert terminal.shown.endswith("\r\nError: interrupted\r\n")
     assert "Traceback" not in terminal.shown
     assert not run.data_dir.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(run: Runner, number: signal.Signals) -> None:
+    """Under nohup, or wherever else a signal is ignored, the command goes on."""
+    ignoring = f'trap "" {number.name.removeprefix("SIG")}; exec "$@"'
+    process = subprocess.Popen(
+        ["sh", "-c", ignoring, "sh", *run.command("generate_api_key", "--json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=run.environment,
+    )
+    assert process.stderr is not None
+    assert process.stderr.read(5) == b"Enter"
+    process.send_signal(number)
+    made, _ = process.communicate(b"acme\n", timeout=DEADLINE_S)
+    assert (process.returncode, json.loads(made)["client_id"]) == (0, "acme")
 
 
 def test_a_pasted_key_is_not_shown(run: Runner) -> None:

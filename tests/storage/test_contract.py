@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from app.errors import StorageUnavailable
 from app.logs.batch import Batch, Idempotency, Receipt, StoredOutcome
 from app.logs.identity import format_id, parse_id, received_us
-from app.logs.query import PAGE_BYTES_MAX, LogQuery, Order, UsageQuery, UsageRow
+from app.logs.query import (
+    PAGE_BYTES_MAX,
+    USAGE_GROUPS,
+    LogQuery,
+    Order,
+    UsageQuery,
+    UsageRow,
+)
 from app.logs.store import ClaimHeld, LogStore
 from app.logs.timestamp import MAX_US, MIN_US, format_instant, parse_instant
 from loadtests.records import Record, expected, same
@@ -640,6 +647,19 @@ async def test_usage_of_all_clients(store: LogStore) -> None:
     assert [(row.client_id, row.counts[:2]) for row in rows] == [
         (client, (2, 3)) for client in "abc"
     ]
+
+
+async def test_usage_of_some_datasets(store: LogStore) -> None:
+    """Limited to datasets, only what was counted for those is in any group."""
+    await append(store, "acme", record(dataset="orders"), record(dataset="bills"), record())
+    await append(store, "acme", record(dataset="bills"), day=20_000)
+    for datasets, logs in (({"orders"}, 1), ({"bills", "absent"}, 2), ({"absent"}, 0), (set(), 0)):
+        for group in USAGE_GROUPS:
+            query = UsageQuery("acme", group, datasets=frozenset(datasets))
+            rows = await store.usage(query)
+            assert sum(row.counts[1] for row in rows) == logs
+            if group == "dataset":
+                assert {row.group for row in rows} == datasets - {"absent"}
 
 
 async def test_usage_survives_a_restart(backend: Backend) -> None:

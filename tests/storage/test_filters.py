@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.logs.query import LogQuery, Order
-from app.logs.search import Search, parse_search
+from app.logs.search import Search, parse_exactly, parse_search
 from app.logs.selection import FILTERS
 from app.logs.store import LogStore
 from app.logs.timestamp import parse_instant
@@ -161,6 +161,9 @@ async def _check_filters(store: LogStore, client: str, sent: Sent, query: LogQue
     assert_same_logs(logs, matching)
     instants = [parse_instant(log["executed_at"]) for log in logs]
     assert instants == sorted(instants, reverse=query.order == "desc")
+    # A tail looks at each log by itself.
+    everything = await read_all(store, LogQuery(client, order=query.order))
+    assert logs == [one for one in everything if query.matches(parse_exactly(json.dumps(one)))]
 
 
 def test_filters_do_what_they_say(backend: Backend, hypothesis_clients: list[str]) -> None:

@@ -33,21 +33,32 @@ def pack(logs: str, commit_nos: list[int]) -> bytes:
     """Compress rendered logs, joined by line breaks, with the length and commit of each."""
     lines = logs.encode().split(b"\n")
     head = array("Q", [len(lines), *map(len, lines), *commit_nos]).tobytes()
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(head + b"".join(lines))
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    return compressor.compress(head + b"".join(lines))
+
+
+class DamagedBlock(Exception):
+    """A block does not unpack, or not to what was packed."""
 
 
 class Lines:
-    """The rendered logs of a block, each cut out when it is asked for."""
+    """The rendered logs of a block, each cut out when it is asked for; raises DamagedBlock.
+
+    Where one was erased there is nothing, or still its line, if that was of late.
+    """
 
     def __init__(self, packed: bytes) -> None:
-        self._raw = zstandard.ZstdDecompressor().decompress(packed)
+        try:
+            self._raw = zstandard.ZstdDecompressor().decompress(packed)
+        except zstandard.ZstdError as error:
+            raise DamagedBlock(str(error)) from error
         count = int.from_bytes(self._raw[:_INT_BYTES], sys.byteorder)
         head = array("Q", self._raw[_INT_BYTES : (2 * count + 1) * _INT_BYTES])
         self.commit_nos = head[count:]
         self._ends = list(accumulate(head[:count], initial=(2 * count + 1) * _INT_BYTES))
 
     def __iter__(self) -> Iterator[bytes]:
-        return (self[line] for line in range(len(self)))
+        return filter(None, (self[line] for line in range(len(self))))
 
     def __getitem__(self, line: int) -> bytes:
         """Give one rendered log."""

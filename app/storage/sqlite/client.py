@@ -27,11 +27,22 @@ from app.storage.sqlite.wire import (
     Append,
     Claim,
     Claimed,
+    Committed,
     Done,
+    Erase,
+    Erased,
+    EraseRest,
+    Erasing,
+    Expire,
+    Follow,
     FrameProtocol,
+    Key,
+    Name,
     Ping,
     Receipted,
     Release,
+    Retire,
+    SetAside,
     Welcome,
     frame,
     short_path,
@@ -65,6 +76,7 @@ class WriterClient:
         self._claimed: set[tuple[str, str]] = set()
         self._asked: dict[int, tuple[asyncio.Future[Any], float]] = {}
         self._number = 0
+        self._followed: dict[str, asyncio.Future[None]] = {}
         self._transport: asyncio.Transport | None = None
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
@@ -101,6 +113,40 @@ class WriterClient:
         """Send a batch off at once; the future is done when it is on disk."""
         return self._ask(lambda number: Append(number, batch))
 
+    def next_commit(self, client_id: str) -> asyncio.Future[None]:
+        """Wait for the next logs of a client; see LogStore.next_commit."""
+        followed = self._followed.get(client_id)
+        if followed is None or followed.done():
+            followed = self._followed[client_id] = asyncio.get_running_loop().create_future()
+            self._send(Follow(client_id))
+        return followed
+
+    def set_aside(self, day: int, inode: int) -> None:
+        """Have the writer put a damaged file aside."""
+        self._send(SetAside(day, inode))
+
+    def erase(self, day: int, client_id: str, places: list[Key] | None) -> asyncio.Future[Erased]:
+        """Delete logs of a client from a day's file; None: a part of what it has beside logs."""
+        if places is None:
+            return self._ask(lambda number: EraseRest(number, day, client_id))
+        return self._ask(lambda number: Erase(number, day, client_id, places))
+
+    def expire(
+        self,
+        day: int,
+        client_id: str,
+        datasets: list[str | None],
+        places: list[Key],
+        *,
+        keeps_ids: bool,
+    ) -> asyncio.Future[Erased]:
+        """Delete expired logs of a client, and its rejected records of these datasets."""
+        return self._ask(lambda number: Expire(number, day, client_id, datasets, places, keeps_ids))
+
+    def retire(self, day: int, names: list[Name]) -> asyncio.Future[Erased]:
+        """Do a step to unlink a day's file, in which nothing is but what has these names."""
+        return self._ask(lambda number: Retire(number, day, names))
+
     async def ping(self) -> None:
         """Return when the writer answers."""
         await self._ask(Ping)
@@ -128,7 +174,9 @@ class WriterClient:
             self._send(Release(client_id, key))
         yield answer.stored  # which no longer changes: there is nothing to hold
 
-    def _ask(self, question: Callable[[int], Append | Claim | Ping]) -> asyncio.Future[Any]:
+    def _ask(
+        self, question: Callable[[int], Append | Claim | Ping | Erasing]
+    ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._transport is None:
             future.set_exception(StorageUnavailable("no writer process"))
@@ -141,7 +189,7 @@ class WriterClient:
         self._asked[self._number] = (future, time.monotonic())
         return future
 
-    def _send(self, message: Append | Claim | Ping | Release) -> None:
+    def _send(self, message: Append | Claim | Ping | Release | Follow | SetAside | Erasing) -> None:
         if self._transport is not None:
             self._transport.write(frame(message))
 
@@ -152,22 +200,32 @@ class WriterClient:
         elif isinstance(answer, Welcome):
             self._clock.slot = answer.slot
             self._welcomed.set()
+            # This writer has not been told of them, and the one before may have died untold.
+            self._tell_followers(list(self._followed))
         elif isinstance(answer, Receipted):
             self._settle(answer.number, answer.receipt)
-        elif isinstance(answer, Claimed):
+        elif isinstance(answer, Claimed | Erased):
             self._settle(answer.number, answer)
+        elif isinstance(answer, Committed):
+            self._tell_followers(answer.client_ids)
         else:
             log.error("the writer could not store", reason=answer.reason)
             asked = self._asked.pop(answer.number, None)
             if asked is not None and not asked[0].done():
                 asked[0].set_exception(StorageUnavailable(answer.reason))
 
-    def _settle(self, number: int, answer: Receipt | Claimed) -> None:
+    def _settle(self, number: int, answer: Receipt | Claimed | Erased) -> None:
         asked = self._asked.pop(number, None)
         # A request that the end of the server cancelled waits no more; its logs are stored all
         # the same.
         if asked is not None and not asked[0].done():
             asked[0].set_result(answer)
+
+    def _tell_followers(self, client_ids: list[str]) -> None:
+        for client_id in client_ids:
+            followed = self._followed.pop(client_id, None)
+            if followed is not None and not followed.done():
+                followed.set_result(None)
 
     def _fail_all(self, reason: str) -> None:
         asked, self._asked = self._asked, {}

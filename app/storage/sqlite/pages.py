@@ -8,12 +8,22 @@ other one can hold a log of the page.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from heapq import merge
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
-from app.logs.identity import ARRIVAL_BITS, Position, parse_id
-from app.logs.query import PAGE_BYTES_MAX, LogQuery, Page
+import msgspec
+
+from app.logs.identity import ARRIVAL_BITS, ID_LENGTH, Position, parse_id
+from app.logs.query import (
+    PAGE_BYTES_MAX,
+    PORTION_BYTES_MAX,
+    PORTION_LOGS_MAX,
+    LogQuery,
+    Page,
+    Portion,
+)
 from app.logs.search import fold, parse_exactly
 from app.logs.selection import SERIES_FILTERS, Selection
 from app.logs.timestamp import MAX_US, MIN_US
@@ -22,17 +32,24 @@ from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, run_hash, wo
 from app.storage.sqlite.render import RENDER, SERIES_SIZE, SIZE, id_sql
 from app.storage.sqlite.schema import CLIENT_SHIFT
 
-# Logs whose texts are looked at in one step: the first, and at most.
+# Logs whose texts are looked at in one step: the first, and at most; and of texts that wait.
 STEP_LOGS_MIN, STEP_LOGS_MAX = 256, 8192
+STEP_BYTES_MAX = 8 * 1024**2
 RENDERED_STEP = 64
 # Logs that are looked into all, rather than in order until there are enough.
 FEW_LOGS = 256
 # Blocks in memory at a time.
 BLOCKS_STEP = 16
+# Of the words that a log must have, those that its block is asked for: more would tell little, and
+# a statement can't be of any size.
+WORDS_ASKED_MAX = 16
+CHOICES_ASKED_MAX = 32
 
 Key = tuple[int, int]  # (us, seq): the place within a client's rows of one file
 LOWEST: Key = (MIN_US - 1, 0)
 HIGHEST: Key = (MAX_US + 1, 0)
+_ID_AT = len('{"id":"')
+_decode_places = msgspec.json.Decoder(list[int | None]).decode
 
 
 class Files(Protocol):
@@ -66,22 +83,47 @@ class _Part(NamedTuple):
 
 def read_page(files: Files, query: LogQuery) -> Page:
     """Return a page, newest first or oldest first."""
+    part = _read_part(files, query)
+    return Page(",".join(log for _, log in part.logs), part.logs[-1][0] if part.cut else None)
+
+
+def read_portion(files: Files, query: LogQuery) -> Portion:
+    """Return the next logs of an export: those of pages, at a fraction of their cost.
+
+    Where one file alone has the next logs, and columns alone decide, they need no merging.
+    """
+    query = replace(query, limit=PORTION_LOGS_MAX)
+    descending = query.order == "desc"
+    sources = _nearest(_sources(files, query), descending=descending)
+    if not sources:
+        return Portion(b"")
+    first, *others = sources
+    if not query.reads_content:
+        alone = _alone(first, others[0], descending=descending) if others else first
+        lines, cut = _read_lines(files, query, alone)
+        if cut or not others or len(lines) >= FEW_LOGS:
+            more = cut or bool(others)
+            return Portion(b"\n".join((*lines, b"")), id_of(lines[-1]) if more else None)
+    part = _read_part(files, query)
+    text = "".join(f"{log}\n" for _, log in part.logs)
+    return Portion(text.encode(), part.logs[-1][0] if part.cut else None)
+
+
+def _read_part(files: Files, query: LogQuery) -> _Part:
     descending = query.order == "desc"
     part = _Part([], cut=False)
-    sources = [
+    sources = (
         source._replace(read=read)
         for source in _sources(files, query)
         for read in ((_read_waiting, _read_sealed) if query.reads_content else (_read_file,))
-    ]
-    for source in sorted(
-        sources, key=lambda one: one.high if descending else one.low, reverse=descending
-    ):
+    )
+    for source in _nearest(sources, descending=descending):
         # They come by their nearest edge: once one can't improve on the last log of a full page,
         # none after it can.
         if part.cut and _is_beyond(source, part.logs[-1][0], descending=descending):
             break
         part = _join(query, part, source.read(files, query, source))
-    return Page(",".join(log for _, log in part.logs), part.logs[-1][0] if part.cut else None)
+    return part
 
 
 def read_one(files: Files, query: LogQuery, place: Position) -> Page:
@@ -164,9 +206,7 @@ def _read_file(files: Files, query: LogQuery, source: _Source) -> _Part:
         return _Part([], cut=False)
     rendered: list[tuple[str, str]] = []
     size = 0
-    for id_, log in zip(
-        ids.split("\n"), _filled(db, source.client, logs.split("\n")), strict=False
-    ):
+    for id_, log in zip(ids.split("\n"), _filled(files, source, logs.split("\n")), strict=False):
         size += len(log)
         if rendered and size > PAGE_BYTES_MAX:
             break
@@ -207,26 +247,28 @@ def _page_sql(query: LogQuery) -> str:
             (SELECT count(*) FROM found) FROM rendered"""
 
 
-def _filled(db: sqlite3.Connection, client: int, logs: list[str]) -> Iterator[str]:
+def _filled(files: Files, source: _Source, logs: list[str]) -> Iterator[str]:
     """Yield rendered logs, those in blocks fetched by their places."""
     places = [None if log[0] == "{" else int(log) for log in logs]
-    sealed = _sealed_lines(db, client, [place for place in places if place is not None])
+    sealed = _sealed_lines(files, source, [place for place in places if place is not None])
     for log, place in zip(logs, places, strict=True):
         yield log if place is None else next(sealed).decode()
 
 
-def _sealed_lines(db: sqlite3.Connection, client: int, places: list[int]) -> Iterator[bytes]:
+def _sealed_lines(files: Files, source: _Source, places: list[int]) -> Iterator[bytes]:
     """Yield the sealed logs at these places, in their order."""
     blocks: dict[int, Lines] = {}
     for at, place in enumerate(places):
         number, line = divmod(place, BLOCK_LOGS)
         if number not in blocks:
             ahead = dict.fromkeys(later >> BLOCK_BITS for later in places[at:])
-            blocks = _read_blocks(db, client, list(ahead)[:BLOCKS_STEP])
+            # Asked for the file each time, it says when time is up.
+            db = files.db(source.day)
+            blocks = read_blocks(db, source.client, list(ahead)[:BLOCKS_STEP])
         yield blocks[number][line]
 
 
-def _read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dict[int, Lines]:
+def read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dict[int, Lines]:
     """Unpack blocks, fetched in one step: each row would wait for the interpreter's lock."""
     first = client << CLIENT_SHIFT
     ids, lengths, packed = db.execute(
@@ -243,6 +285,80 @@ def _read_blocks(db: sqlite3.Connection, client: int, numbers: list[int]) -> dic
     return blocks
 
 
+# Lines of one file, for exports: the same again, without an id and a size for each log.
+
+
+def _alone(source: _Source, next_one: _Source, *, descending: bool) -> _Source:
+    """Narrow the nearest source to what stands before all logs of the next one."""
+    if descending:
+        us, seq = next_one.high
+        return source._replace(low=max(source.low, (us + (seq > 0), 0)))
+    return source._replace(high=min(source.high, (next_one.low[0], 0)))
+
+
+def _read_lines(files: Files, query: LogQuery, source: _Source) -> tuple[list[bytes], bool]:
+    """Return the first logs of a source, and whether more follow."""
+    db = files.db(source.day)
+    bound = _values(query, source)
+    direction = _direction(query)
+    waiting_where, sealed_where = (_within(query, run) for run in ("run_id", "run"))
+    [found] = db.execute(
+        f"""SELECT json_group_array(place) FROM (
+            SELECT us, seq, NULL AS place FROM logs WHERE {waiting_where}
+            UNION ALL SELECT us, seq, place FROM sealed WHERE {sealed_where}
+            ORDER BY us {direction}, seq {direction} LIMIT :limit + 1)""",
+        bound,
+    ).fetchone()
+    places = _decode_places(found)
+    count = min(len(places), query.limit)
+    sealed_places = [place for place in places[:count] if place is not None]
+    sealed = _sealed_lines(files, source, sealed_places)
+    waiting: Iterator[bytes] = iter(())
+    if len(sealed_places) < count:
+        bound["limit"] = count - len(sealed_places)
+        waiting = _waiting_lines(db, query, bound)
+    lines: list[bytes] = []
+    size = 0
+    for place in places[:count]:
+        line = next(waiting, None) if place is None else next(sealed)
+        if line is None:
+            break
+        size += len(line)
+        if lines and size > PORTION_BYTES_MAX:
+            break
+        lines.append(line)
+    return lines, len(places) > len(lines)
+
+
+def _waiting_lines(
+    db: sqlite3.Connection, query: LogQuery, bound: dict[str, Any]
+) -> Iterator[bytes]:
+    """Yield the first waiting logs, as many as a portion holds but one at least."""
+    direction = _direction(query)
+    [rendered] = db.execute(
+        f"""WITH found AS (
+            SELECT us, seq, {SIZE} AS size FROM logs WHERE {_within(query, "run_id")}
+            ORDER BY us {direction}, seq {direction} LIMIT :limit
+        ), measured AS (
+            SELECT us, seq, row_number() OVER so_far AS n, sum(size) OVER so_far AS bytes
+            FROM found WINDOW so_far AS (
+                ORDER BY us {direction}, seq {direction} ROWS UNBOUNDED PRECEDING)
+        )
+        SELECT group_concat(log, char(10)) FROM (
+            SELECT {RENDER} AS log FROM measured m
+            CROSS JOIN logs l ON l.client = :client AND l.us = m.us AND l.seq = m.seq
+            CROSS JOIN series s ON s.id = l.series
+            WHERE n = 1 OR bytes <= {PORTION_BYTES_MAX} ORDER BY n)""",
+        bound,
+    ).fetchone()
+    return iter(rendered.encode().split(b"\n"))
+
+
+def id_of(line: bytes) -> str:
+    """Return the id of a rendered log, the first thing in it."""
+    return line[_ID_AT : _ID_AT + ID_LENGTH].decode()
+
+
 # Where texts decide: waiting logs and sealed ones apart, since only these have words to go by.
 
 
@@ -252,32 +368,50 @@ def _read_waiting(files: Files, query: LogQuery, source: _Source) -> _Part:
     may = may_match(query)
     direction = _direction(query)
 
-    def step(bound: dict[str, Any], limit: int, enough: int) -> _Step:
+    def step(bound: dict[str, Any], limit: int) -> _Step:
         keys, texts = db.execute(
             f"""SELECT json_group_array(json_array(us, seq)), group_concat(replace(
                 coalesce(message, '') || ' ' || coalesce(error, '') || ' ' ||
                 coalesce(metadata, ''), char(10), ' '), char(10))
             FROM (SELECT us, seq, message, error, metadata FROM logs
                 WHERE {_within(query, "run_id")}
-                ORDER BY us {direction}, seq {direction} LIMIT {limit})""",
+                ORDER BY us {direction}, seq {direction}
+                LIMIT {_limit_bytes(db, query, bound, limit)})""",
             bound,
         ).fetchone()
         places = json.loads(keys)
         if not places:
-            return _Step(None, [])
+            return _Step(None, iter(()))
         texts = texts.encode().split(b"\n")
         chosen = [place for place, text in zip(places, texts, strict=True) if may(text)]
-        logs = _rendered(db, bound, chosen, direction)
-        return _Step(places[-1], _matching(query, logs, enough))
+        logs = _rendered(files, source, bound, chosen, direction)
+        return _Step(places[-1], _matching(query, logs))
 
     return _search(query, source, step)
 
 
+def _limit_bytes(db: sqlite3.Connection, query: LogQuery, bound: dict[str, Any], limit: int) -> int:
+    """Return so many logs, or fewer where they are large. A sum for each would cost thrice this."""
+    direction = _direction(query)
+    while limit > 1:
+        [size] = db.execute(
+            f"""SELECT sum(size) FROM (
+                SELECT {SIZE} AS size FROM logs WHERE {_within(query, "run_id")}
+                ORDER BY us {direction}, seq {direction} LIMIT {limit})""",
+            bound,
+        ).fetchone()
+        if size is None or size <= STEP_BYTES_MAX:
+            break
+        limit = max(1, limit * STEP_BYTES_MAX // (2 * size))
+    return limit
+
+
 def _rendered(
-    db: sqlite3.Connection, bound: dict[str, Any], places: list[Any], direction: str
+    files: Files, source: _Source, bound: dict[str, Any], places: list[Any], direction: str
 ) -> Iterator[bytes]:
     """Yield waiting logs, rendered some at a time: the first few may be all that is needed."""
     for at in range(0, len(places), RENDERED_STEP):
+        db = files.db(source.day)  # each time, as in _sealed_lines
         [rendered] = db.execute(
             f"""SELECT group_concat(log, char(10)) FROM (
                 SELECT {RENDER} AS log
@@ -299,13 +433,13 @@ def _read_sealed(files: Files, query: LogQuery, source: _Source) -> _Part:
         return _Part([], cut=False)
     may = may_match(query)
     if len(blocks) <= BLOCKS_STEP:
-        unpacked = _read_blocks(db, source.client, blocks).values()
+        unpacked = read_blocks(db, source.client, blocks).values()
         chosen = [log for lines in unpacked for log in lines if may(log)]
         if len(chosen) <= FEW_LOGS:
             return _sealed_among(db, query, source, chosen)
     direction = _direction(query)
 
-    def step(bound: dict[str, Any], limit: int, enough: int) -> _Step:
+    def step(bound: dict[str, Any], limit: int) -> _Step:
         [keys] = db.execute(
             f"""SELECT json_group_array(json_array(us, seq, place)) FROM (
                 SELECT us, seq, place FROM sealed
@@ -315,9 +449,9 @@ def _read_sealed(files: Files, query: LogQuery, source: _Source) -> _Part:
             {**bound, "blocks": json.dumps(blocks)},
         ).fetchone()
         rows = json.loads(keys)
-        logs = _sealed_lines(db, source.client, [place for _, _, place in rows])
+        logs = _sealed_lines(files, source, [place for _, _, place in rows])
         last = (rows[-1][0], rows[-1][1]) if rows else None
-        return _Step(last, _matching(query, filter(may, logs), enough))
+        return _Step(last, _matching(query, filter(may, logs)))
 
     return _search(query, source, step)
 
@@ -349,9 +483,14 @@ def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
         bound[name] = word_hash(word.encode())
         return f"instr(words, :{name})"
 
+    def has_all(needed: frozenset[str]) -> str:
+        telling = sorted(needed, key=len, reverse=True)[:WORDS_ASKED_MAX]
+        return " AND ".join(map(has, telling)) or "1"
+
     where = "".join(
-        f" AND ({' OR '.join(' AND '.join(map(has, sorted(one))) or '1' for one in either)})"
+        f" AND ({' OR '.join(map(has_all, either)) or '0'})"
         for either in query.required_words()
+        if len(either) <= CHOICES_ASKED_MAX
     )
     return where, bound
 
@@ -360,7 +499,7 @@ def _sealed_among(
     db: sqlite3.Connection, query: LogQuery, source: _Source, chosen: list[bytes]
 ) -> _Part:
     """Look at the texts first, and at the columns of those few logs whose texts match."""
-    logs = dict(_matching(query, chosen, len(chosen)))
+    logs = dict(_matching(query, chosen))
     direction = _direction(query)
     keys = [(place.us, place.seq) for place in map(parse_id, logs) if place is not None]
     ids = db.execute(
@@ -374,26 +513,29 @@ def _sealed_among(
 
 
 class _Step(NamedTuple):
-    """The key of the last log that was looked at (None: there was none), and what matched."""
+    """The key of the last log that is looked at (None: there is none), and those that match."""
 
     last: Key | None
-    logs: list[tuple[str, str]]
+    logs: Iterator[tuple[str, str]]
 
 
 def _search(
-    query: LogQuery, source: _Source, step: Callable[[dict[str, Any], int, int], _Step]
+    query: LogQuery, source: _Source, step: Callable[[dict[str, Any], int], _Step]
 ) -> _Part:
     """Look at logs in order, at more and more of them at a time, until a page is full."""
     bound = _values(query, source)
     logs: list[tuple[str, str]] = []
+    size = 0
     limit = STEP_LOGS_MIN
     while True:
-        last, found = step(bound, limit, query.limit + 1 - len(logs))
-        logs += found
+        last, found = step(bound, limit)
+        for log in found:
+            size += len(log[1])
+            if logs and (len(logs) == query.limit or size > PAGE_BYTES_MAX):
+                return _Part(logs, cut=True)
+            logs.append(log)
         if last is None:
             return _Part(logs, cut=False)
-        if len(logs) > query.limit:
-            return _Part(logs[: query.limit], cut=True)
         us, seq = last
         if query.order == "desc":
             bound |= {"high_us": us, "high_seq": seq}
@@ -427,19 +569,20 @@ def may_match(query: Selection) -> Callable[[bytes], bool]:
     return may
 
 
-def _matching(query: LogQuery, logs: Iterable[bytes], enough: int) -> list[tuple[str, str]]:
-    """Return the first logs that do match, `enough` of them at most."""
-    matching: list[tuple[str, str]] = []
+def _matching(query: LogQuery, logs: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield the logs that do match."""
     for log in logs:
         parsed = parse_exactly(log)
         if query.matches_content(parsed):
-            matching.append((parsed["id"], log.decode()))
-            if len(matching) == enough:
-                break
-    return matching
+            yield parsed["id"], log.decode()
 
 
 # Which files, and how their parts come together.
+
+
+def _nearest(sources: Iterable[_Source], *, descending: bool) -> list[_Source]:
+    """Return sources in the order in which their first logs may be asked for."""
+    return sorted(sources, key=lambda one: one.high if descending else one.low, reverse=descending)
 
 
 def _sources(files: Files, query: LogQuery) -> Iterator[_Source]:
@@ -498,13 +641,19 @@ def _join(query: LogQuery, *parts: _Part) -> _Part:
     return _Part(logs, cut=end is not None)
 
 
-def _bounds(query: LogQuery, day: int) -> tuple[Key, Key]:
-    """Return the first key that may be on the page, and the first beyond those that may."""
+def instant_bounds(query: Selection) -> tuple[Key, Key]:
+    """Return the first key that is in the time asked for, and the first beyond."""
     low, high = LOWEST, HIGHEST
     if query.start is not None:
         low = (query.start[0], query.start[1] << ARRIVAL_BITS)
     if query.end is not None:
         high = (query.end[0], query.end[1] << ARRIVAL_BITS)
+    return low, high
+
+
+def _bounds(query: LogQuery, day: int) -> tuple[Key, Key]:
+    """Return the first key that may be on the page, and the first beyond those that may."""
+    low, high = instant_bounds(query)
     if query.after is not None:
         after = query.after
         # Ids sort by (us, ns, day, arrival): of a log of the very same instant the arrival day

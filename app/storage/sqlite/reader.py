@@ -9,13 +9,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from app.errors import StorageUnavailable
-from app.logs.query import MINUTES, LogQuery, Page, UsageQuery, UsageRow
+from app.logs.aggregation import Aggregation, Cell
+from app.logs.dead_letters import RejectedQuery
+from app.logs.place import Following, Place
+from app.logs.query import LogQuery, Page, Portion, UsageQuery, UsageRow
 from app.sqlite import sqlite3
-from app.storage.sqlite.pages import read_one, read_page
-from app.storage.sqlite.schema import day_path, list_days
+from app.storage.sqlite.aggregates import read_table
+from app.storage.sqlite.block import DamagedBlock
+from app.storage.sqlite.corruption import CorruptDay, damage_named
+from app.storage.sqlite.expiring import Contents, Search, find_places, read_contents
+from app.storage.sqlite.letters import read_rejected
+from app.storage.sqlite.pages import read_one, read_page, read_portion
+from app.storage.sqlite.render import SIZE
+from app.storage.sqlite.schema import CLIENT_SHIFT, CREATE_STATEMENTS, day_path, list_days
+from app.storage.sqlite.stream import read_following, read_now
+from app.storage.sqlite.usage import LASTING_NAME, UsageSums
+from app.storage.sqlite.wire import Key
 
 OPEN_FILES_MAX = 64
 BUSY_MS = 2000
@@ -35,6 +46,7 @@ class SqliteReader:
         self._directory = directory
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
+        self._suspects: set[int] = set()  # inodes of files that seemed damaged
         self.stopped = False
 
     def stop(self) -> None:
@@ -53,22 +65,69 @@ class SqliteReader:
                 return read_one(self, query, query.log_id)
             return read_page(self, query)
 
+    def table(self, query: Aggregation, deadline: float) -> list[list[Cell]]:
+        """Return the rows of a table of counts and measures."""
+        with self._until(deadline):
+            return read_table(self, query)
+
+    def portion(self, query: LogQuery, deadline: float) -> Portion:
+        """Return the next logs of an export."""
+        with self._until(deadline):
+            return read_portion(self, query)
+
+    def following(self, asked: tuple[str, Place | None, int], deadline: float) -> Following:
+        """Return a client's next logs after a place; without one, the place where it is now."""
+        client_id, after, limit = asked
+        with self._until(deadline):
+            if after is None:
+                return Following(read_now(self, client_id), [])
+            return read_following(self, client_id, after, limit)
+
+    def rejected(self, query: RejectedQuery, deadline: float) -> Page:
+        """Return a page of rejected records, newest first."""
+        with self._until(deadline):
+            return read_rejected(self, query)
+
     def usage(self, query: UsageQuery, deadline: float) -> list[UsageRow]:
         """Sum usage by group over all days."""
         with self._until(deadline):
             return self._usage(query)
 
+    def contents(self, day: int, deadline: float) -> Contents:
+        """Tell whose logs the file of a day may hold."""
+        with self._until(deadline):
+            return read_contents(self.db(day))
+
+    def places(self, search: Search, deadline: float) -> list[Key]:
+        """Return the places of some of a client's logs in the file of a day."""
+        with self._until(deadline):
+            return find_places(self.db(search.day), search)
+
+    def stored_bytes(self, deadline: float) -> dict[str, int]:
+        """Return what the logs of each client take: blocks and their words, and waiting texts."""
+        sums: dict[str, int] = {}
+        with self._until(deadline):
+            for day in self.days():
+                for client_id, count in self.db(day).execute(_STORED_BYTES).fetchall():
+                    sums[client_id] = sums.get(client_id, 0) + count
+        return sums
+
     def days(self) -> Sequence[int]:
-        """Return the days that have a file."""
-        return list(list_days(self._directory))
+        """Return the days that have a file; let go of files that are gone."""
+        days = list_days(self._directory)
+        for day in [one for one in self._open_files() if one not in days or self._is_gone(one)]:
+            self._close(day)
+        return list(days)
 
     def db(self, day: int) -> "sqlite3.Connection":
         """Return this thread's connection to a day file, which stands still until the query ends.
 
         A log that is sealed meanwhile moves from one table to another: read at two moments, it
-        could be missing from both.
+        could be missing from both. A file that is gone since it was listed, with all of its logs
+        expired, is as an empty one.
         """
         self._look()
+        self._local.day = day
         db = self._open_files().get(day) or self._open(day)
         if not db.in_transaction:
             db.execute("BEGIN")
@@ -77,16 +136,39 @@ class SqliteReader:
     @contextmanager
     def _until(self, deadline: float) -> Iterator[None]:
         self._local.deadline = deadline
+        self._local.day = None
         try:
             self._look()
-            yield
+            with self._damage_named():
+                yield
         except sqlite3.OperationalError:
             self._look()  # it was interrupted for what this raises, or is a fault of its own
+            raise
+        except CorruptDay as damage:
+            self._close(damage.day)
+            # Seen by a second connection too, it is the file, and still the same one.
+            if damage.inode not in self._suspects:
+                self._suspects.add(damage.inode)
+                raise StorageUnavailable(str(damage)) from damage
             raise
         finally:
             for db in self._open_files().values():
                 if db.in_transaction:
                     db.execute("ROLLBACK")  # there is nothing to commit
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, DamagedBlock) as error:
+            day = self._local.day  # the file that was asked last
+            if day is None:
+                raise
+            inode = self._local.inodes[day]
+            if isinstance(error, DamagedBlock):
+                raise CorruptDay(day, inode, str(error)) from error
+            with damage_named(day, inode):
+                raise
 
     def _look(self) -> None:
         if self.stopped:
@@ -98,57 +180,87 @@ class SqliteReader:
         return self.stopped or time.monotonic() > self._local.deadline
 
     def _usage(self, query: UsageQuery) -> list[UsageRow]:
-        minutes = MINUTES.get(query.group_by)
-        group = f"minute - minute % {minutes}" if minutes else _USAGE_COLUMN[query.group_by]
-        where = ["1"]
-        if query.client_id is not None:
-            where.append("c.client_id = :client_id")
-        if query.start_minute is not None:
-            where.append("minute >= :start")
-        if query.end_minute is not None:
-            where.append("minute < :end")
-        values = {
-            "client_id": query.client_id,
-            "start": query.start_minute,
-            "end": query.end_minute,
-        }
-        sums: dict[tuple[str, Any], list[int]] = {}
+        sums = UsageSums(query)
+        read = []
         for day in self.days():
-            rows = self.db(day).execute(
-                f"""SELECT c.client_id, {group}, sum(requests), sum(logs), sum(bytes),
-                sum(rejected), sum(denied)
-                FROM usage u JOIN clients c ON c.id = u.client
-                WHERE {" AND ".join(where)} GROUP BY 1, 2""",
-                values,
-            )
-            for client_id, name, *counts in rows.fetchall():
-                total = sums.setdefault((client_id, name), [0] * len(counts))
-                total[:] = [a + b for a, b in zip(total, counts, strict=True)]
-        return [UsageRow(*key, tuple(counts)) for key, counts in sorted(sums.items())]
+            sums.add_day(self.db(day))
+            if not self._is_gone(day):
+                read.append(day)
+        # Last: what was unlinked before it could be read is there by now.
+        lasting = (self._directory / LASTING_NAME).absolute()
+        if lasting.exists():
+            self._local.day = None
+            db = self._connect(lasting)
+            try:
+                sums.add_lasting(db, read)
+            finally:
+                db.close()
+        return sums.rows()
 
     def _open_files(self) -> "dict[int, sqlite3.Connection]":
         open_files: dict[int, sqlite3.Connection] | None = getattr(self._local, "open", None)
         if open_files is None:
             open_files = self._local.open = {}
+            self._local.inodes = {}
         return open_files
+
+    def _close(self, day: int) -> None:
+        db = self._open_files().pop(day, None)
+        if db is not None:
+            self._all.remove(db)
+            db.close()
 
     def _open(self, day: int) -> "sqlite3.Connection":
         open_files = self._open_files()
         if len(open_files) >= OPEN_FILES_MAX:
             # Not the one used longest ago: a query that goes over more files than may be open would
             # then find none of them. The newest days are the most asked for.
-            oldest = open_files.pop(min(open_files))
-            self._all.remove(oldest)
-            oldest.close()
+            self._close(min(open_files))
         path = day_path(self._directory, day).absolute()
+        try:
+            self._local.inodes[day] = path.stat().st_ino
+            db = self._connect(path)
+        except (FileNotFoundError, sqlite3.OperationalError):
+            if path.exists():
+                raise
+            self._local.inodes[day] = _GONE
+            db = _empty_day()
+        open_files[day] = db
+        self._all.append(db)
+        return db
+
+    def _is_gone(self, day: int) -> bool:
+        return bool(self._local.inodes[day] == _GONE)
+
+    def _connect(self, path: Path) -> "sqlite3.Connection":
         db = sqlite3.connect(
             f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
-        open_files[day] = db
-        self._all.append(db)
-        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        db.set_progress_handler(self._overdue, STEPS_BETWEEN_LOOKS)
+        try:
+            db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            db.set_progress_handler(self._overdue, STEPS_BETWEEN_LOOKS)
+            db.execute("PRAGMA schema_version").fetchone()  # opens the log of writes too
+        except BaseException:
+            db.close()
+            raise
         return db
 
 
-_USAGE_COLUMN = {"key": "key_id", "dataset": "dataset"}
+# In the place of an inode.
+_GONE = 0
+
+
+def _empty_day() -> "sqlite3.Connection":
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    for statement in CREATE_STATEMENTS:
+        db.execute(statement)
+    return db
+
+
+_OF_CLIENT = f"c.id << {CLIENT_SHIFT} AND (c.id + 1 << {CLIENT_SHIFT}) - 1"
+_STORED_BYTES = f"""
+    SELECT client_id,
+        (SELECT coalesce(sum({SIZE}), 0) FROM logs WHERE client = c.id)
+        + (SELECT coalesce(sum(length(logs)), 0) FROM blocks WHERE id BETWEEN {_OF_CLIENT})
+        + (SELECT coalesce(sum(length(words)), 0) FROM words WHERE id BETWEEN {_OF_CLIENT})
+    FROM clients c"""

@@ -49,6 +49,18 @@ RENDER = "||".join(
     )
 )
 
+# The same of a record that was rejected, from `rejected l`.
+RENDER_REJECTED = "||".join(
+    (
+        f"""'{{"received_at":"' || {_instant(_RECEIVED_US, "0")}""",
+        """ '","index":' || l.number""",
+        f""" ',"field":' || {_text("l.field")}""",
+        f""" ',"detail":' || {_text("l.detail")}""",
+        f""" ',"record":' || {_text("l.record")}""",
+        f""" ',"key_id":' || {_text("l.key_id")} || '}}'""",
+    )
+)
+
 # The bytes of a column without reading it, where SQLite can tell them (since 3.43).
 _BYTES = (
     "octet_length({})" if sqlite3.sqlite_version_info >= (3, 43) else "length(CAST({} AS BLOB))"

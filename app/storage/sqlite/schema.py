@@ -8,6 +8,7 @@ is kept up on the write path, and one client's rows are nowhere near another's.
 """
 
 import os
+from collections.abc import Iterable
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,8 @@ PRAGMAS = (
     "PRAGMA checkpoint_fullfsync = ON",
     CACHE_TO_ASK,
     "PRAGMA temp_store = MEMORY",
+    # What is deleted from a page goes from it; pages that are free are seen to by erasing.py.
+    "PRAGMA secure_delete = FAST",
 )
 
 # Times are us since 1970. `seq` holds the ns beyond, the us of arrival and the writer's slot
@@ -73,19 +76,37 @@ CREATE_STATEMENTS: tuple[str, ...] = (
     "CREATE TABLE blocks (id INTEGER PRIMARY KEY, logs BLOB NOT NULL)",
     """CREATE TABLE words (
         id INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
-        last_commit_no INTEGER NOT NULL, words BLOB NOT NULL)""",
+        last_commit_no INTEGER NOT NULL, words BLOB NOT NULL,
+        first_commit_no INTEGER NOT NULL DEFAULT 0)""",
     # Sealed logs summed by the hour of executed_at (since 1970) and series.
     """CREATE TABLE hours (
         client INTEGER NOT NULL, hour INTEGER NOT NULL, series INTEGER NOT NULL,
         logs INTEGER NOT NULL, durations INTEGER NOT NULL, duration_ms REAL NOT NULL,
         PRIMARY KEY (client, hour, series)) WITHOUT ROWID""",
+    # Records that were refused, the text last: the others are counted without it.
+    """CREATE TABLE rejected (
+        client INTEGER NOT NULL, seq INTEGER NOT NULL, size INTEGER NOT NULL, dataset TEXT,
+        key_id TEXT NOT NULL, number INTEGER NOT NULL, field TEXT, detail TEXT NOT NULL,
+        record TEXT NOT NULL, PRIMARY KEY (client, seq)) WITHOUT ROWID""",
+    # Work that erasures have left, and how many of them: see erasing.py.
+    "CREATE TABLE stale (id INTEGER PRIMARY KEY, erasures INTEGER NOT NULL)",
+    # The clients' own ids of logs that have expired, while they are looked for.
+    """CREATE TABLE expired_ids (
+        client INTEGER NOT NULL, external_id TEXT NOT NULL, us INTEGER NOT NULL,
+        seq INTEGER NOT NULL, PRIMARY KEY (client, external_id)) WITHOUT ROWID""",
 )
-SCHEMA_VERSION = 2
-# What version 1 lacked.
-_ADDED_IN_2 = (
-    "ALTER TABLE logs ADD COLUMN commit_no INTEGER NOT NULL DEFAULT 0",
-    *CREATE_STATEMENTS[-5:],
-)
+SCHEMA_VERSION = 3
+# What earlier versions lack. A block whose first commit is not known may hold any.
+_UPGRADES = {
+    1: (
+        "ALTER TABLE logs ADD COLUMN commit_no INTEGER NOT NULL DEFAULT 0",
+        *CREATE_STATEMENTS[-8:],
+    ),
+    2: (
+        "ALTER TABLE words ADD COLUMN first_commit_no INTEGER NOT NULL DEFAULT 0",
+        *CREATE_STATEMENTS[-3:],
+    ),
+}
 CLIENT_SHIFT = 32
 
 COLUMNS = (
@@ -103,6 +124,7 @@ COLUMNS = (
 )
 
 SUFFIX = ".db"
+WRITES_SUFFIXES = ("-wal", "-shm")
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -131,6 +153,11 @@ def list_days(directory: Path) -> dict[int, Path]:
 
 def create_day(path: Path) -> None:
     """Make an empty day file that appears whole under its name, or not at all."""
+    create_whole(path, (*CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}"))
+
+
+def create_whole(path: Path, statements: Iterable[str]) -> None:
+    """Make a file by statements that appears with all of them done, or not at all."""
     draft = path.with_suffix(".new")
     for leftover in path.parent.glob(f"{draft.name}*"):
         leftover.unlink()
@@ -142,16 +169,43 @@ def create_day(path: Path) -> None:
         # Sealing frees what the logs took before, some of it at the end of the file.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("BEGIN")
-        for statement in (*CREATE_STATEMENTS, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
+        for statement in (*statements, "COMMIT"):
             connection.execute(statement)
     finally:
         connection.close()
+    remove_writes(path)
     draft.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)  # else the name may not outlive a power cut that the logs do
+
+
+def remove_day(path: Path) -> None:
+    """Unlink a day file that is closed, and what belongs to it."""
+    path.unlink()
+    remove_writes(path)
+    sync_directory(path.parent)
+
+
+def remove_writes(path: Path) -> None:
+    """Unlink the log of writes of a file that is gone: a new one would take it for its own."""
+    for suffix in WRITES_SUFFIXES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def remove_orphans(directory: Path) -> None:
+    """Unlink logs of writes whose file is gone, as the death of a writer may leave them."""
+    for suffix in WRITES_SUFFIXES:
+        for path in directory.glob(f"*{SUFFIX}{suffix}"):
+            if not path.with_name(path.name.removesuffix(suffix)).exists():
+                path.unlink()
+
+
+def sync_directory(directory: Path) -> None:
+    """Have names that were made or removed outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)  # else the name may not outlive a power cut that the logs do
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def upgrade_day(path: Path) -> None:
@@ -162,7 +216,7 @@ def upgrade_day(path: Path) -> None:
         if version == SCHEMA_VERSION:
             return
         connection.execute("BEGIN IMMEDIATE")
-        for statement in (*_ADDED_IN_2, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
+        for statement in (*_UPGRADES[version], f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
             connection.execute(statement)
     finally:
         connection.close()

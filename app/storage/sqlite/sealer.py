@@ -12,6 +12,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import msgspec
 
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_LOGS
+from app.storage.sqlite.corruption import CorruptDay, damage_named
+from app.storage.sqlite.erasing import WHOLE, build_rewrite, find_stale
 from app.storage.sqlite.schema import day_path, list_days
 from app.storage.sqlite.sealing import WAITING_LOGS, build_seals, find_full, find_span
 from app.storage.sqlite.wire import (
@@ -26,8 +30,11 @@ from app.storage.sqlite.wire import (
     SOCKET_NAME,
     Answer,
     Done,
+    Rewrite,
+    Scrub,
     Seal,
     Sealer,
+    SetAside,
     frame,
     short_path,
 )
@@ -38,6 +45,8 @@ PAUSE_S = 1.0
 LOOKING_PART_MAX = 0.02
 # How often days that are over are looked at again, for what came late.
 PAST_EVERY_S = 3600.0
+# Steps in a row to leave nothing of what was erased: 20 GB, or as long as readers are in the way.
+SCRUBS_MAX = 10_000
 
 _decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
@@ -62,13 +71,21 @@ class WriterLink:
 
     def seal(self, seal: Seal) -> bool:
         """Say whether the writer did it; raise WriterGone."""
-        self._socket.sendall(frame(seal))
+        return self.ask(seal)
+
+    def ask(self, asked: Seal | Rewrite | Scrub) -> bool:
+        """Say whether the writer did it; raise WriterGone."""
+        self._socket.sendall(frame(asked))
         return isinstance(self._receive(), Done)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; raise WriterGone as soon as it is."""
         if select.select([self._socket], [], [], seconds)[0]:
             raise WriterGone
+
+    def set_aside(self, damage: CorruptDay) -> None:
+        """Have a damaged file put aside."""
+        self._socket.sendall(frame(SetAside(damage.day, damage.inode)))
 
     def close(self) -> None:
         """Hang up."""
@@ -90,18 +107,65 @@ class WriterLink:
 
 def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> None:
     """Seal all logs of the clients of a day of which so many wait."""
+    with _opened(directory, day, link) as db:
+        _seal_clients(db, day, waiting_logs, link)
+
+
+def tidy_day(directory: Path, day: int, link: WriterLink) -> None:
+    """Pack blocks anew of which something was erased, and leave nothing of it in the file."""
+    with _opened(directory, day, link) as db:
+        _tidy(db, day, link)
+
+
+@contextmanager
+def _opened(directory: Path, day: int, link: WriterLink) -> Iterator[sqlite3.Connection]:
+    """Open a day file; have it put aside if it shows damage."""
     path = day_path(directory, day).absolute()
+    inode = path.stat().st_ino
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
-        for client in find_full(db, waiting_logs):
-            span_us = find_span(db, client) if waiting_logs >= BLOCK_LOGS else inf
-            for seal in build_seals(db, day, client, span_us):
-                started = time.monotonic()
-                if not link.seal(seal):
-                    break  # logs have gone, or the disk is full: another time
-                link.wait(time.monotonic() - started)  # half of the writer's time at most
+        with damage_named(day, inode):
+            yield db
+    except CorruptDay as damage:
+        link.set_aside(damage)
     finally:
         db.close()
+
+
+def _tidy(db: sqlite3.Connection, day: int, link: WriterLink) -> None:
+    stale = find_stale(db)
+    if not stale:
+        return
+    for id_, erasures in stale.items():
+        rewrite = None if id_ & WHOLE == WHOLE else build_rewrite(db, day, id_, erasures)
+        if rewrite is not None:
+            _ask(link, rewrite)
+    # A page of waiting logs may keep a copy of what was once in it, where rows have moved: there
+    # must be none left. That is less than a day's sealing, and happens once an erasure.
+    _seal_clients(db, day, 1, link)
+    left = find_stale(db)
+    if any(id_ & WHOLE != WHOLE for id_ in left):
+        return  # there were more erasures meanwhile: another time
+    for _ in range(SCRUBS_MAX):
+        if _ask(link, Scrub(0, day, left)):
+            return
+
+
+def _ask(link: WriterLink, asked: Rewrite | Scrub) -> bool:
+    started = time.monotonic()
+    done = link.ask(asked)
+    link.wait(time.monotonic() - started)  # half of the writer's time at most
+    return done
+
+
+def _seal_clients(db: sqlite3.Connection, day: int, waiting_logs: int, link: WriterLink) -> None:
+    for client in find_full(db, waiting_logs):
+        span_us = find_span(db, client) if waiting_logs >= BLOCK_LOGS else inf
+        for seal in build_seals(db, day, client, span_us):
+            started = time.monotonic()
+            if not link.seal(seal):
+                break  # logs have gone, or the disk is full: another time
+            link.wait(time.monotonic() - started)  # half of the writer's time at most
 
 
 def _run(directory: Path, link: WriterLink) -> None:
@@ -111,11 +175,16 @@ def _run(directory: Path, link: WriterLink) -> None:
         started = time.monotonic()
         today = int(time.time() // 86_400)
         is_past_due = today > past_until or started >= past_at
-        for day in sorted(list_days(directory)):
-            if day >= today:
-                seal_day(directory, day, WAITING_LOGS, link)
-            elif is_past_due:
-                seal_day(directory, day, 1, link)
+        for day, path in sorted(list_days(directory).items()):
+            try:
+                tidy_day(directory, day, link)
+                if day >= today:
+                    seal_day(directory, day, WAITING_LOGS, link)
+                elif is_past_due:
+                    seal_day(directory, day, 1, link)
+            except (FileNotFoundError, sqlite3.OperationalError):
+                if path.exists():
+                    raise  # else all of its logs have expired meanwhile
         if is_past_due:
             past_at, past_until = started + PAST_EVERY_S, today
         link.wait(max(PAUSE_S, (time.monotonic() - started) / LOOKING_PART_MAX))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from app.logs.aggregation import countable_ms
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BYTES_MAX, BLOCK_LOGS, pack, pack_words, run_hash
 from app.storage.sqlite.render import RENDER, SIZE
@@ -25,6 +26,7 @@ WAITING_STRAYS = 4096
 STRAYING = 4
 # One message to the writer, and one stop of its work: 5 ms.
 SEAL_LOGS = 4 * BLOCK_LOGS
+SEAL_BYTES = BLOCK_BYTES_MAX
 US_PER_HOUR = 3600 * 1_000_000
 
 _READ = f"""
@@ -79,7 +81,8 @@ def find_span(db: sqlite3.Connection, client: Client) -> float:
         (client.number,),
     ).fetchone()
     times = msgspec.json.decode(found, type=list[int])
-    if len(times) >= WAITING_STRAYS:
+    # Fewer than a block where logs have gone meanwhile.
+    if not BLOCK_LOGS <= len(times) < WAITING_STRAYS:
         return inf
     return STRAYING * median(b - a for a, b in zip(times, times[BLOCK_LOGS - 1 :], strict=False))
 
@@ -103,15 +106,23 @@ def build_seals(
         if heads and last[0] - heads[0][0] <= span_us_max:
             words = pack_words(messages.split("\n"), contents.split("\n"))
             commit_nos = [row[-1] for row in decoded]
-            seal.blocks.append(Block(heads, pack(logs, commit_nos), words, max(commit_nos)))
+            packed = pack(logs, commit_nos)
+            seal.blocks.append(Block(heads, packed, words, max(commit_nos), min(commit_nos)))
             _add_hours(hours, heads)
-        if not heads or sum(len(block.heads) for block in seal.blocks) >= SEAL_LOGS:
+        if not heads or _is_full(seal):
             if seal.blocks:
                 seal.hours = [(*key, *sums) for key, sums in hours.items()]  # type: ignore[misc]
                 yield seal
             if not heads:
                 return
             seal, hours = Seal(0, day, client.number, [], []), {}
+
+
+def _is_full(seal: Seal) -> bool:
+    return (
+        sum(len(block.heads) for block in seal.blocks) >= SEAL_LOGS
+        or sum(len(block.logs) + len(block.words) for block in seal.blocks) >= SEAL_BYTES
+    )
 
 
 def _head(  # noqa: PLR0913, PLR0917  # the columns
@@ -132,4 +143,4 @@ def _add_hours(hours: dict[tuple[int, int], list[float]], heads: list[Head]) -> 
         sums[0] += 1
         if duration_ms is not None:
             sums[1] += 1
-            sums[2] += float(duration_ms)
+            sums[2] += countable_ms(duration_ms)

@@ -1,11 +1,13 @@
 """What HTTP workers and the writer process say to each other: length-prefixed MessagePack.
 
-    worker → writer   Append, Claim, Release, Ping
+    worker → writer   Append, Erase, EraseRest, Expire, Retire, Claim, Release, Ping, Follow,
+                      SetAside
     sealer → writer   Sealer, Seal
-    writer → worker   Welcome, Done, Receipted, Claimed, Failed
+    writer → worker   Welcome, Done, Receipted, Erased, Claimed, Failed, Committed
 
 Every question has a number of its connection's own, and each gets exactly one answer, but for
-Release and Sealer, which need none. `Done` answers many plain appends of a group commit at once.
+Release, Sealer and SetAside, which need none, and Follow, whose answer may come with a later
+commit. `Done` answers many plain appends of a group commit at once.
 """
 
 import asyncio
@@ -52,6 +54,19 @@ class Ping(msgspec.Struct, array_like=True, tag="p"):
     number: int
 
 
+class Follow(msgspec.Struct, array_like=True, tag="f"):
+    """Say so, once, when logs of this client are on disk that were not when you last said so."""
+
+    client_id: str
+
+
+class SetAside(msgspec.Struct, array_like=True, tag="x"):
+    """The file of a day is damaged, if it still is the one of this inode: go on without it."""
+
+    day: int
+    inode: int
+
+
 # What stays of a log beside its block: (us, seq, series, duration_ms, run_hash, external_id).
 Head = tuple[int, int, int, Any, int | None, str | None]
 
@@ -63,6 +78,7 @@ class Block(msgspec.Struct, array_like=True):
     logs: bytes
     words: bytes
     last_commit_no: int
+    first_commit_no: int
 
 
 class Seal(msgspec.Struct, array_like=True, tag="s"):
@@ -77,6 +93,79 @@ class Seal(msgspec.Struct, array_like=True, tag="s"):
     client: int
     blocks: list[Block]
     hours: list[tuple[int, int, int, int, float]]
+
+
+# (us, seq): the place of a log within a client's rows of one file.
+Key = tuple[int, int]
+
+
+class Erase(msgspec.Struct, array_like=True, tag="e"):
+    """Delete the logs at these places of a client; Erased tells which there were."""
+
+    number: int
+    day: int
+    client_id: str
+    places: list[Key]
+
+
+class EraseRest(msgspec.Struct, array_like=True, tag="E"):
+    """Delete what a client's requests left beside logs, or a part of it; Erased tells."""
+
+    number: int
+    day: int
+    client_id: str
+
+
+# (client_id, dataset); rejected records may have no dataset.
+Name = tuple[str, str | None]
+
+
+class Expire(msgspec.Struct, array_like=True, tag="v"):
+    """Delete the logs at these places of a client, and its rejected records of these datasets.
+
+    The own ids of the logs are kept, or else some of those that were are forgotten; Erased tells
+    the places and whether there may be more ids to forget.
+    """
+
+    number: int
+    day: int
+    client_id: str
+    datasets: list[str | None]
+    places: list[Key]
+    keeps_ids: bool
+
+
+class Retire(msgspec.Struct, array_like=True, tag="u"):
+    """Unlink the file of a day, in steps, when its usage is in the lasting file.
+
+    Failed if it holds anything but what has these names. Erased tells whether there is more to do.
+    """
+
+    number: int
+    day: int
+    names: list[Name]
+
+
+class Rewrite(msgspec.Struct, array_like=True, tag="w"):
+    """Put this in the place of a block, if so many erasures have changed it; see erasing.py."""
+
+    number: int
+    day: int
+    id: int
+    erasures: int
+    logs: bytes
+    words: bytes
+
+
+class Scrub(msgspec.Struct, array_like=True, tag="b"):
+    """Leave nothing of what was erased in a file: one step, Failed while there are more.
+
+    `stale` is what was left to do when the blocks had been written anew.
+    """
+
+    number: int
+    day: int
+    stale: dict[int, int]
 
 
 class Sealer(msgspec.Struct, array_like=True, tag="S"):
@@ -102,6 +191,14 @@ class Receipted(msgspec.Struct, array_like=True, tag="R"):
     receipt: Receipt
 
 
+class Erased(msgspec.Struct, array_like=True, tag="E"):
+    """These places are empty now and were not before; of the rest, there may be `more`."""
+
+    number: int
+    places: list[Key]
+    more: bool = False
+
+
 class Claimed(msgspec.Struct, array_like=True, tag="C"):
     """The key is held, with what it led to before; or it is not granted."""
 
@@ -117,8 +214,15 @@ class Failed(msgspec.Struct, array_like=True, tag="F"):
     reason: str
 
 
-Question = Append | Claim | Release | Ping | Seal | Sealer
-Answer = Welcome | Done | Receipted | Claimed | Failed
+class Committed(msgspec.Struct, array_like=True, tag="L"):
+    """Logs of these clients are on disk, of those that were followed."""
+
+    client_ids: list[str]
+
+
+Erasing = Erase | EraseRest | Expire | Retire | Rewrite | Scrub
+Question = Append | Claim | Release | Ping | Follow | Seal | Sealer | SetAside | Erasing
+Answer = Welcome | Done | Receipted | Erased | Claimed | Failed | Committed
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode

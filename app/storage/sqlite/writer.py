@@ -30,23 +30,42 @@ except ImportError:  # where it has no wheel
 from app.logs.batch import Batch, Receipt, StoredOutcome
 from app.logs.identity import SLOT_MASK
 from app.sqlite import sqlite3
+from app.storage.sqlite.corruption import CorruptDay, damage_named, set_aside
 from app.storage.sqlite.day import DayFile
-from app.storage.sqlite.schema import HOME, day_path, list_days, upgrade_day
+from app.storage.sqlite.schema import (
+    HOME,
+    day_path,
+    list_days,
+    remove_day,
+    remove_orphans,
+    upgrade_day,
+)
 from app.storage.sqlite.wire import (
     SOCKET_NAME,
     Answer,
     Append,
     Claim,
     Claimed,
+    Committed,
     Done,
+    Erase,
+    Erased,
+    EraseRest,
+    Erasing,
+    Expire,
     Failed,
+    Follow,
     FrameProtocol,
     Ping,
     Question,
     Receipted,
     Release,
+    Retire,
+    Rewrite,
+    Scrub,
     Seal,
     Sealer,
+    SetAside,
     Welcome,
     frame,
 )
@@ -74,9 +93,15 @@ class DayFiles:
         self._directory = directory
         self._window = dedup_window_days
         self._days = set(list_days(directory))  # nobody else makes or removes any
-        for path in list_days(directory).values():
-            upgrade_day(path)
         self._open: dict[int, DayFile] = {}
+        remove_orphans(directory)
+        for day, path in list_days(directory).items():
+            inode = path.stat().st_ino
+            try:
+                with damage_named(day, inode):
+                    upgrade_day(path)
+            except CorruptDay:
+                self.set_aside(day, inode)
 
     def get(self, day: int) -> DayFile:
         """Return the file of an arrival day, made if there is none."""
@@ -91,6 +116,55 @@ class DayFiles:
                 else:
                     self._open[past].rest()
         return file
+
+    def erase(self, asked: Erasing) -> Answer:
+        """Do one step of an erasure in a file that there is."""
+        if asked.day not in self._days:
+            is_sealers = isinstance(asked, Rewrite | Scrub)
+            return Done([asked.number]) if is_sealers else Erased(asked.number, [])
+        if isinstance(asked, Retire):
+            return self._retire(asked)
+        file = self.get(asked.day)
+        if isinstance(asked, Erase):
+            return Erased(asked.number, file.erase(asked.client_id, asked.places))
+        if isinstance(asked, EraseRest):
+            return Erased(asked.number, [], more=file.erase_the_rest(asked.client_id))
+        if isinstance(asked, Expire):
+            return Erased(asked.number, *file.expire(asked))
+        if isinstance(asked, Rewrite):
+            done = file.rewrite(asked)
+        else:
+            done = file.scrub(asked.stale)
+            if done and asked.day < max(self._open) - self._window - 1:
+                self._open.pop(asked.day).close()
+        return Done([asked.number]) if done else Failed(asked.number, "there is more to do")
+
+    def seal(self, seal: Seal) -> bool:
+        """Replace logs by sealed blocks of them; False if one has gone, or all of the day."""
+        return seal.day in self._days and self.get(seal.day).seal(seal)
+
+    def _retire(self, asked: Retire) -> Answer:
+        """Unlink a file of which nothing is kept, once its usage is elsewhere, on disk."""
+        file = self.get(asked.day)
+        if not set(file.names()) <= set(asked.names):
+            return Failed(asked.number, "something has arrived meanwhile")
+        if not file.fold(self._directory):
+            return Erased(asked.number, [], more=True)
+        self._open.pop(asked.day).close()
+        remove_day(day_path(self._directory, asked.day))
+        self._days.discard(asked.day)
+        return Erased(asked.number, [])
+
+    def set_aside(self, day: int, inode: int) -> None:
+        """Rename a damaged file; the day goes on with a new one, if with any."""
+        self.drop()
+        aside = set_aside(self._directory, day, inode)
+        if aside is not None:
+            self._days.discard(day)
+            _set_up_journal()
+            logging.getLogger(__name__).error(
+                "a damaged day file is set aside, its logs are not served: %s", aside
+            )
 
     def around(self, day: int) -> list[DayFile]:
         """Return the other files that may hold a record id of this day's window.
@@ -146,8 +220,14 @@ class Connection(FrameProtocol):
             self._writer.claim(self, question)
         elif isinstance(question, Release):
             self._writer.release(self, (question.client_id, question.key))
+        elif isinstance(question, Follow):
+            self._writer.follow(self, question.client_id)
         elif isinstance(question, Seal):
             self._writer.seal(self, question)
+        elif isinstance(question, SetAside):
+            self._writer.set_aside(question.day, question.inode)
+        elif isinstance(question, Erasing):
+            self._writer.erase(self, question)
         elif isinstance(question, Sealer):
             self._writer.admit_sealer(self)
         else:
@@ -162,6 +242,8 @@ class Writer:
         self._today = today
         self._pending: list[tuple[Connection, Append]] = []
         self._claims: dict[tuple[str, str], Connection] = {}
+        # By client: workers that were told of all its commits, and whether each waits for the next.
+        self._followers: dict[str, dict[Connection, bool]] = {}
         self._connections: set[Connection] = set()
         self._next_slot = int.from_bytes(os.urandom(2), "big")
         self._broken = False
@@ -186,6 +268,8 @@ class Writer:
         """
         self._connections.discard(connection)
         self._claims = {key: one for key, one in self._claims.items() if one is not connection}
+        for followers in self._followers.values():
+            followers.pop(connection, None)
         if not self._connections:
             self._wait_for_workers(IDLE_S_MAX)
 
@@ -208,6 +292,7 @@ class Writer:
         try:
             stored = self._files.find_outcome(self._today(), claim.client_id, claim.key)
         except (sqlite3.Error, OSError) as error:
+            self._distrust(error)
             connection.send(Failed(claim.number, repr(error)))
             return
         if stored is None:
@@ -219,13 +304,22 @@ class Writer:
         if self._claims.get(name) is connection:
             del self._claims[name]
 
+    def follow(self, connection: Connection, client_id: str) -> None:
+        """Tell a worker of the client's next commit, or at once of those since it was last told."""
+        followers = self._followers.setdefault(client_id, {})
+        if connection in followers:
+            followers[connection] = True
+        else:
+            followers[connection] = False
+            connection.send(Committed([client_id]))
+
     def ping(self, connection: Connection, ping: Ping) -> None:
         """Answer; after a write has failed, by trying another one."""
         if self._broken:
             try:
                 self._files.get(self._today()).try_write()
             except (sqlite3.Error, OSError) as error:
-                self._files.drop()
+                self._distrust(error)
                 connection.send(Failed(ping.number, repr(error)))
                 return
             self._broken = False
@@ -234,12 +328,31 @@ class Writer:
     def seal(self, connection: Connection, seal: Seal) -> None:
         """Replace logs by sealed blocks of them."""
         try:
-            sealed = self._files.get(seal.day).seal(seal)
+            sealed = self._files.seal(seal)
         except (sqlite3.Error, OSError) as error:
-            self._files.drop()  # as in _commit_day
+            self._distrust(error)
             connection.send(Failed(seal.number, repr(error)))
             return
         connection.send(Done([seal.number]) if sealed else Failed(seal.number, "logs have gone"))
+
+    def erase(self, connection: Connection, asked: Erasing) -> None:
+        """Do one step of an erasure."""
+        try:
+            answer = self._files.erase(asked)
+        except (sqlite3.Error, OSError) as error:
+            self._distrust(error)
+            answer = Failed(asked.number, repr(error))
+        connection.send(answer)
+
+    def _distrust(self, error: Exception) -> None:
+        """Trust no open file after a fault: no space, no permission, a bad disk."""
+        self._files.drop()
+        if isinstance(error, CorruptDay):
+            self.set_aside(error.day, error.inode)
+
+    def set_aside(self, day: int, inode: int) -> None:
+        """Go on without a damaged file."""
+        self._files.set_aside(day, inode)
 
     def append(self, connection: Connection, append: Append) -> None:
         """Put a batch into the next group."""
@@ -276,13 +389,14 @@ class Writer:
             for one in asked:  # a batch that can't be stored must not fail its neighbours
                 self._commit_day(day, [one])
         except (sqlite3.Error, OSError) as error:
-            # No space, no permission, a bad disk: whatever it was, trust no open file after it.
-            self._files.drop()
+            self._distrust(error)
             self._broken = True
             self._fail(asked, error)
         else:
             self._broken = False
             self._answer(asked, receipts)
+            if self._followers:
+                self._tell_followers({one.batch.client_id for _, one in asked if one.batch.rows})
 
     def _fail(self, asked: list[tuple[Connection, Append]], error: Exception) -> None:
         for connection, append in asked:
@@ -301,6 +415,16 @@ class Writer:
                 plain.setdefault(connection, []).append(append.number)
         for connection, numbers in plain.items():
             connection.send(Done(numbers))
+
+    def _tell_followers(self, client_ids: set[str]) -> None:
+        told: dict[Connection, list[str]] = {}
+        for client_id in client_ids & self._followers.keys():
+            for connection, waits in self._followers.pop(client_id).items():
+                if waits:
+                    told.setdefault(connection, []).append(client_id)
+                    self._followers.setdefault(client_id, {})[connection] = False
+        for connection, followed in told.items():
+            connection.send(Committed(followed))
 
 
 def _lock(directory: Path) -> TextIO | None:
@@ -325,8 +449,9 @@ async def _serve(directory: Path, dedup_window_days: int) -> None:
     )
     sealing = asyncio.create_task(_keep_sealing(directory, writer.used))
     await writer.finished.wait()
-    sealing.cancel()
     server.close()
+    sealing.cancel()
+    await asyncio.gather(sealing, return_exceptions=True)
     files.drop()
 
 
@@ -341,7 +466,12 @@ async def _keep_sealing(directory: Path, used: asyncio.Event) -> None:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, cwd=HOME
             )
-            await process.wait()
+            try:
+                await process.wait()
+            except asyncio.CancelledError:
+                process.kill()  # no file is folded while it reads from it
+                await process.wait()
+                raise
 
 
 def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

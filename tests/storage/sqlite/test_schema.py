@@ -1,19 +1,83 @@
 """Tests of app.storage.sqlite.schema."""
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from app.logs.identity import ArrivalClock
+from app.logs.query import LogQuery
+from app.logs.search import parse_search
 from app.sqlite import sqlite3
+from app.storage.sqlite.reader import SqliteReader
 from app.storage.sqlite.schema import PRAGMAS, SCHEMA_VERSION, create_day, day_path, list_days
+from app.storage.sqlite.sealing import build_seals, find_full
+from app.storage.sqlite.writer import DayFiles
 from loadtests.server import ROOT
+from tests.storage.batches import make_batch, record
 
 TABLES = {
     *("clients", "series", "logs", "usage", "idempotency"),
-    *("sealed", "blocks", "words", "hours"),
+    *("sealed", "blocks", "words", "hours", "rejected", "stale", "expired_ids"),
 }
+# As it was before there were blocks.
+VERSION_1 = (
+    "PRAGMA page_size = 8192",
+    "CREATE TABLE clients (id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE series (
+        id INTEGER PRIMARY KEY, client INTEGER NOT NULL, dataset TEXT NOT NULL,
+        environment TEXT NOT NULL, status TEXT NOT NULL, level TEXT, workflow TEXT)""",
+    "CREATE INDEX series_of ON series (client, workflow, environment, status, level, dataset)",
+    """CREATE TABLE logs (
+        client INTEGER NOT NULL, us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        series INTEGER NOT NULL, run_id TEXT, duration_ms, external_id TEXT,
+        message TEXT, error TEXT, metadata TEXT,
+        PRIMARY KEY (client, us, seq)) WITHOUT ROWID""",
+    """CREATE UNIQUE INDEX external_ids ON logs (client, external_id)
+        WHERE external_id IS NOT NULL""",
+    """CREATE TABLE usage (
+        client INTEGER NOT NULL, minute INTEGER NOT NULL, key_id TEXT NOT NULL,
+        dataset TEXT NOT NULL, requests INTEGER NOT NULL, logs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, rejected INTEGER NOT NULL, denied INTEGER NOT NULL,
+        PRIMARY KEY (client, minute, key_id, dataset)) WITHOUT ROWID""",
+    """CREATE TABLE idempotency (
+        client INTEGER NOT NULL, key TEXT NOT NULL, created_us INTEGER NOT NULL,
+        digest BLOB NOT NULL, outcome BLOB NOT NULL, duplicates INTEGER NOT NULL,
+        duplicate_id TEXT, PRIMARY KEY (client, key)) WITHOUT ROWID""",
+    "PRAGMA user_version = 1",
+    "PRAGMA journal_mode = WAL",
+)
+# What it became when the first blocks were made.
+VERSION_2 = (
+    *VERSION_1,
+    "ALTER TABLE logs ADD COLUMN commit_no INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE sealed (
+        client INTEGER NOT NULL, us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        series INTEGER NOT NULL, duration_ms, run INTEGER, external_id TEXT,
+        place INTEGER NOT NULL, PRIMARY KEY (client, us, seq)) WITHOUT ROWID""",
+    """CREATE UNIQUE INDEX sealed_external_ids ON sealed (client, external_id)
+        WHERE external_id IS NOT NULL""",
+    "CREATE TABLE blocks (id INTEGER PRIMARY KEY, logs BLOB NOT NULL)",
+    """CREATE TABLE words (
+        id INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
+        last_commit_no INTEGER NOT NULL, words BLOB NOT NULL)""",
+    """CREATE TABLE hours (
+        client INTEGER NOT NULL, hour INTEGER NOT NULL, series INTEGER NOT NULL,
+        logs INTEGER NOT NULL, durations INTEGER NOT NULL, duration_ms REAL NOT NULL,
+        PRIMARY KEY (client, hour, series)) WITHOUT ROWID""",
+    "PRAGMA user_version = 2",
+)
+OLD_LOGS = (
+    "INSERT INTO clients VALUES (1, 'acme')",
+    "INSERT INTO series VALUES (1, 1, 'default', 'production', 'SUCCESS', NULL, 'sync')",
+    """INSERT INTO logs (client, us, seq, series, run_id, external_id, message, metadata)
+        SELECT 1, 1780272000000000 + value, value << 16, 1, 'r' || value, 'own-' || value,
+            'old log ' || value, '{"n":' || value || '}'
+        FROM json_each('[0,1,2,3,4,5,6,7,8,9]')""",
+)
 
 # Makes a day file where no file may grow beyond so many bytes, as on a disk that is full.
 CREATE_WITHIN = """
@@ -93,3 +157,52 @@ def test_a_fresh_day_is_one_file(tmp_path: Path) -> None:
     # A full disk between the two is not seen when SQLite folds such a log in on closing. The
     # header says which journal the last writer used (fileformat2, 1.3.3): 1 is none beside it.
     assert path.read_bytes()[18:20] == b"\x01\x01"
+
+
+def _schema(path: Path) -> dict[str, dict[str, tuple[object, ...]]]:
+    """Give the columns of every table and index, whatever their order."""
+    with sqlite3.connect(path) as connection:
+        names = connection.execute("SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")
+        found = {}
+        for (name,) in names.fetchall():
+            columns = connection.execute(f"PRAGMA table_xinfo({name})").fetchall()
+            found[name] = {column[1]: column[2:] for column in columns}
+    connection.close()
+    return found
+
+
+def _messages(directory: Path, query: LogQuery) -> list[str]:
+    reader = SqliteReader(directory)
+    page = reader.page(query, time.monotonic() + 60)
+    reader.close()
+    return [log["message"] for log in json.loads(f"[{page.logs}]")]
+
+
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2], ids=["1", "2"])
+def test_a_file_of_an_earlier_version_is_upgraded(tmp_path: Path, version: tuple[str, ...]) -> None:
+    """At the writer's start it gets what it lacks; its logs are read, sealed and known again."""
+    day = 20_000
+    path = day_path(tmp_path, day)
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in (*version, *OLD_LOGS):
+        connection.execute(statement)
+    connection.close()
+    files = DayFiles(tmp_path, dedup_window_days=7)
+    create_day(day_path(tmp_path, day + 1))
+    assert _tables(path) == TABLES
+    assert _schema(path) == _schema(day_path(tmp_path, day + 1))
+    old = [f"old log {n}" for n in range(10)]
+    assert _messages(tmp_path, LogQuery("acme", order="asc")) == old
+    sent = [record(id="own-3"), record(id="new", message="new log", executed_at=1_790_000_000)]
+    [receipt] = files.get(day).commit([make_batch(ArrivalClock(), "acme", sent, day=day)])
+    assert receipt.duplicates == 1
+    connection = sqlite3.connect(path, isolation_level=None)
+    [client] = find_full(connection, 11)
+    assert all(map(files.get(day).seal, build_seals(connection, day, client)))
+    connection.close()
+    files.drop()
+    files = DayFiles(tmp_path, dedup_window_days=7)  # it is left as it is from now on
+    assert _messages(tmp_path, LogQuery("acme", order="asc")) == [*old, "new log"]
+    query = LogQuery("acme", search=parse_search("7"), metadata={"n": ("7",)})
+    assert _messages(tmp_path, query) == ["old log 7"]
+    files.drop()

@@ -6,19 +6,26 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.logs.batch import Batch, Idempotency, Receipt, StoredOutcome
+from app.logs.batch import Batch, DeadLetter, Idempotency, Receipt, StoredOutcome
 from app.storage.sqlite.wire import (
     Answer,
     Append,
     Claim,
     Claimed,
     Done,
+    Erase,
+    Erased,
+    EraseRest,
+    Expire,
     Failed,
     FrameProtocol,
     Ping,
     Question,
     Receipted,
     Release,
+    Retire,
+    Rewrite,
+    Scrub,
     Welcome,
     frame,
 )
@@ -31,17 +38,25 @@ BATCH = Batch(
     [(-1, 2**63 - 1, 0, None, 0.1, "own\x00id", "m" * 70_000, '"e"', "{}")],
     [("default", "production", "SUCCESS", None, "価格")],
     idempotency=Idempotency("k", b"\x00\xff", b"outcome"),
+    dead_letters=[DeadLetter(2**53 - 1, 0, None, "is bad", None, "nul\x00")],
 )
 QUESTIONS: tuple[Question, ...] = (
     Append(1, BATCH),
     Claim(2, "acme", "k"),
     Release("acme", "k"),
     Ping(3),
+    Erase(4, 20_000, "acme", [(-1, 2**63 - 1)]),
+    EraseRest(5, 20_000, "acme"),
+    Rewrite(6, 20_000, 1 << 32, 2, b"logs\x00", b"words"),
+    Scrub(7, 20_000, {1 << 32: 1}),
+    Expire(8, 20_000, "acme", ["default", None], [(-1, 2**63 - 1)], keeps_ids=True),
+    Retire(9, 20_000, [("acme", "default"), ("acme", None)]),
 )
 ANSWERS: tuple[Answer, ...] = (
     Welcome(7),
     Done([1, 2]),
     Receipted(1, Receipt(2, "id")),
+    Erased(4, [(-1, 2**63 - 1)], more=True),
     Claimed(2, granted=True, stored=StoredOutcome(b"d", b"o", Receipt())),
     Claimed(2, granted=False, stored=None),
     Failed(3, "no space"),

@@ -1,0 +1,233 @@
+"""Tests of app.logs.search: words of any script, questions, and what they match."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.logs.search import (
+    QUESTION_LENGTH_MAX,
+    TERMS_MAX,
+    BadSearch,
+    Search,
+    Term,
+    fold,
+    leaves,
+    parse_exactly,
+    parse_search,
+    scalar_text,
+    words,
+)
+
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"  # of six characters three are vowel signs
+
+# What a client may send, as JSON: no halves of surrogate pairs, no numbers that are none.
+some_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+some_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | some_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(some_text, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("DISK", "disk"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("\u00e9t\u00e9", "E\u0301TE\u0301"),  # composed, and with combining marks
+        ("\u212a", "k"),  # the Kelvin sign
+        ("\ufb01le", "FILE"),  # the ligature fi
+        ("\uff24\uff29\uff33\uff2b", "disk"),  # full width
+        ("\u03a3\u0391\u03a3", "\u03c3\u03b1\u03c2"),  # sigma, final or not
+        ("\u0130", "i\u0307"),  # a Turkish I with its dot
+        ("\u1e9e", "ss"),
+    ],
+)
+def test_texts_of_different_case_or_form_are_equal(one: str, other: str) -> None:
+    """Upper and lower case, and the ways to write one letter, don't matter."""
+    assert fold(one) == fold(other)
+    assert words(f"a {one} b") == words(f"A {other} B")
+
+
+def test_letters_that_differ_stay_apart() -> None:
+    """An accent or a missing dot is more than a matter of form."""
+    assert (
+        len({fold(text) for text in ("resume", "r\u00e9sum\u00e9", "\u0131", "i", "\u00ef")}) == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("disk full", ["disk", "full"]),
+        ("disk-full/90%:db_1", ["disk", "full", "90", "db_1"]),
+        ("_a__b_", ["_a__b_"]),
+        (" \t\n\r\0\u2028\u00a0", []),
+        ("", []),
+        ("a\0b", ["a", "b"]),
+        (f"{HINDI} x", [HINDI, "x"]),
+        (f"\u0301{HINDI}", [HINDI]),  # a mark without a letter before it is none of a word
+        ("\u4fa1\u683c\u3092\u66f4\u65b0", ["\u4fa1\u683c\u3092\u66f4\u65b0"]),
+        ("m\u00fcller+1@example.com", ["m\u00fcller", "1", "example", "com"]),
+        ("\U0001f680rocket", ["rocket"]),
+        ("\u0645\u06cc\u200c\u062e", ["\u0645\u06cc", "\u062e"]),
+    ],
+)
+def test_words(text: str, found: list[str]) -> None:
+    """A word is a run of letters, marks, digits and underscores, in any script."""
+    assert words(text) == found
+
+
+@given(some_text)
+@example("\u0345\u0391")
+def test_a_word_is_its_own_only_word(text: str) -> None:
+    """What is found in a text is found again by asking for it."""
+    for word in words(text):
+        assert word
+        assert word in fold(text)
+        assert words(word) == [word] or fold(word) != word  # few folds are not done in one go
+
+
+@given(some_text, some_text)
+def test_words_of_parts_are_those_of_the_whole(one: str, other: str) -> None:
+    """A quote between two texts parts them, whatever letters and marks stand beside it."""
+    assert words(f'{one}"{other}') == words(one) + words(other)
+
+
+@given(some_text)
+def test_ascii_is_no_special_case(text: str) -> None:
+    """The short way for ASCII gives what the long one does."""
+    ascii_part = text.encode("ascii", "ignore").decode()
+    assert words(ascii_part) == words(f"{ascii_part} \u00e9")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("question", "terms"),
+    [
+        ("disk", [Term(("disk",))]),
+        ("  Disk\tFULL\n", [Term(("disk",)), Term(("full",))]),
+        ('"disk full"', [Term(("disk", "full"))]),
+        ("disk-full", [Term(("disk", "full"))]),
+        ("-disk", [Term(("disk",), negated=True)]),
+        ('-"disk full" x', [Term(("disk", "full"), negated=True), Term(("x",))]),
+        ('a"b c"d', [Term(("a",)), Term(("b", "c")), Term(("d",))]),
+        ("--disk", [Term(("disk",), negated=True)]),
+        ("- disk", [Term(("disk",))]),
+        ('"" disk !', [Term(("disk",))]),
+        ("it's", [Term(("it", "s"))]),
+        (f"-{HINDI}", [Term((HINDI,), negated=True)]),
+        ("\u3000disk\u3000full", [Term(("disk",)), Term(("full",))]),
+    ],
+)
+def test_questions(question: str, terms: list[Term]) -> None:
+    """Words, phrases in quotes and those that must not be there; signs within a term part it."""
+    assert parse_search(question) == Search(tuple(terms))
+
+
+@pytest.mark.parametrize(
+    ("question", "detail"),
+    [
+        ("", "must hold a word"),
+        ("  ", "must hold a word"),
+        ('"" - -"" !?', "must hold a word"),
+        ('disk "full', "has a quote that is not closed"),
+        ('disk"', "has a quote that is not closed"),
+        ('-"', "has a quote that is not closed"),
+        ("x" * (QUESTION_LENGTH_MAX + 1), f"must be at most {QUESTION_LENGTH_MAX} characters"),
+        ("x " * (TERMS_MAX + 1), f"must hold at most {TERMS_MAX} words and phrases"),
+    ],
+)
+def test_questions_that_ask_for_nothing(question: str, detail: str) -> None:
+    """What has no word, no end or no bound is refused, with the reason."""
+    with pytest.raises(BadSearch, match=f"^{detail}$"):
+        parse_search(question)
+
+
+def test_the_largest_questions() -> None:
+    """The limits themselves are within."""
+    assert len(parse_search("x " * TERMS_MAX).terms) == TERMS_MAX
+    assert parse_search("x" * QUESTION_LENGTH_MAX).terms == (Term(("x" * QUESTION_LENGTH_MAX,)),)
+
+
+@given(st.text(max_size=40))
+def test_every_text_is_a_question_or_none(question: str) -> None:
+    """Whatever is asked, it is read or refused; what was read has words to look for."""
+    try:
+        search = parse_search(question)
+    except BadSearch:
+        return
+    assert search.terms
+    assert all(term.words and all(term.words) for term in search.terms)
+    assert search.required == {
+        word for term in search.terms if not term.negated for word in term.words
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "texts", "found"),
+    [
+        ("disk", ["Disk full"], True),
+        ("dis", ["disk"], False),
+        ("disk full", ["full", "disk"], True),
+        ('"disk full"', ["full", "disk"], False),
+        ('"disk full"', ["the disk, full of it"], True),
+        ('"disk full"', ["disk disk full"], True),
+        ('"disk full"', ["full disk"], False),
+        ('"disk full"', ["disk is full"], False),
+        ("-disk", ["disk"], False),
+        ("-disk", ["full"], True),
+        ("-disk", [], True),
+        ("full -disk", ["full", "disk"], False),
+        ('full -"disk full"', ["full disk"], True),
+        ("disk", [], False),
+    ],
+)
+def test_what_a_question_matches(question: str, texts: list[str], found: bool) -> None:
+    """All terms must hold, each phrase within one value, and none of the negated ones."""
+    assert parse_search(question).matches(texts) is found
+
+
+@given(st.lists(some_text, max_size=4))
+def test_each_text_is_found_by_its_own_words(texts: list[str]) -> None:
+    """A text between quotes matches the logs that hold it, and negated no such log."""
+    for text in texts:
+        if phrase := words(text):
+            assert Search((Term(tuple(phrase)),)).matches(texts)
+            assert not Search((Term(tuple(phrase), negated=True),)).matches(texts)
+
+
+@given(some_json)
+def test_leaves_are_all_values(value: Any) -> None:
+    """Every value at any depth is searched, names and null are not."""
+
+    def expect(one: Any) -> list[str]:
+        if isinstance(one, dict):
+            return [text for inner in one.values() for text in expect(inner)]
+        if isinstance(one, list):
+            return [text for inner in one for text in expect(inner)]
+        if one is None:
+            return []
+        return [one if isinstance(one, str) else json.dumps(one)]
+
+    for ensure_ascii in (True, False):
+        text = json.dumps(value, ensure_ascii=ensure_ascii)
+        assert sorted(leaves(parse_exactly(text))) == sorted(expect(value))
+
+
+@pytest.mark.parametrize("number", ["1.50", "1e400", "-0", "12345678901234567890123", "1E+5"])
+def test_numbers_are_the_texts_that_were_sent(number: str) -> None:
+    """No number is rounded or written anew."""
+    assert parse_exactly(number) == number
+    assert parse_exactly(f'{{"n":[{number}]}}'.encode()) == {"n": [number]}
+
+
+def test_the_texts_of_scalars() -> None:
+    """A filter of metadata is compared with a value's JSON, of a string with the string itself."""
+    texts = {'"a b"': "a b", "1.50": "1.50", "true": "true", "false": "false", "null": "null"}
+    for value, text in texts.items():
+        assert scalar_text(parse_exactly(value)) == text
+    for value in ("{}", "[]", '["a"]', '{"a":1}'):
+        assert scalar_text(parse_exactly(value)) is None
