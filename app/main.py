@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from app import journal
 from app.activity import uses
 from app.activity.database import open_activity
+from app.activity.expiry import Expiry
 from app.activity.presence import Presence
 from app.api.app import create_control_app
 from app.api.services import Services
@@ -95,6 +96,9 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     tally = Tally(store)
     tally.start()
     stack.push_async_callback(tally.aclose)
+    expiry = Expiry(engine, store)
+    expiry.start()
+    stack.push_async_callback(expiry.aclose)
     sightings = Sightings(partial(uses.record, activity))
     sightings.start()
     stack.push_async_callback(sightings.aclose)

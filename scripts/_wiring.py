@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
 from app.errors import Invalid, LoggerError, NotFound, StorageUnavailable
+from app.journal import redacted
 from app.keys.bootstrap import open_secrets
 from app.keys.clients import get_client
 from app.keys.database import StartRefused, embedded_url, open_current, sqlite_path
@@ -98,11 +99,19 @@ def run(command: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that repeats no key in what it complains of."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and how the command is used; end with 2."""
+        super().error(redacted(message))
+
+
 def open_parser(
     description: str | None, json_help: str = "print one JSON object", *, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """Give a parser of options, --json among them, that leaves the lines of texts as they are."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -237,7 +246,7 @@ def _prepare_streams() -> None:
 
 def _end(status: int, message: str) -> NoReturn:
     with suppress(OSError):  # a terminal that is gone
-        print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"Error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(128 + received[0] if received else status)
 
 

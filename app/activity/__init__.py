@@ -1,1 +1,1 @@
-"""What keys were used for, and which workers accept them."""
+"""What keys were used for, which workers accept them, and what each worker does for retention."""

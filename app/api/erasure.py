@@ -8,6 +8,7 @@ import structlog
 from fastapi import APIRouter, Request
 
 from app.api.dependencies import Caller, Opened
+from app.api.logs import within_datasets
 from app.api.openapi import ERASED, ERASURE_FILTERS, documented
 from app.api.throttle import limited
 from app.errors import Invalid, fault
@@ -30,6 +31,7 @@ async def erase_logs(
 ) -> dict[str, Any]:
     """Erase what the filters choose; without any, dead letters and replies to repeat as well.
 
+    A key of some datasets erases in these alone, as if they had been named.
     What was stored before the request is gone when it is answered. Usage stays. A request that
     failed or broke off may have erased some: send it again for the rest.
     """
@@ -39,7 +41,7 @@ async def erase_logs(
     empty = [fault(name, "must not be empty") for name, value in params if not value.strip()]
     if empty:
         raise Invalid(empty)
-    selection = parse_selection(params, time.time_ns() // 1000)
+    selection = within_datasets(caller, parse_selection(params, time.time_ns() // 1000))
     erased = await opened.store.erase(client_id, selection)
     log.info("logs erased", client_id=client_id, by=caller.key_id, logs=erased.logs)
     return {

@@ -60,6 +60,17 @@ def check_within(asker: Principal | None, key: ApiKey) -> None:
             raise Forbidden(f"Not authorized for more {name} than {most}")
 
 
+def check_life(
+    asker: Principal | None, until: datetime | None, given_until: datetime | None
+) -> None:
+    """Raise Forbidden if an expiry is put later, beyond the asker's own end."""
+    if asker is None or asker.expires_at_s is None:
+        return
+    is_later = given_until is not None and (until is None or until > given_until)
+    if is_later and (until is None or until.timestamp() > asker.expires_at_s):
+        raise Forbidden("Not authorized to outlive the key that asks")
+
+
 def check_change(asker: Principal | None, before: Principal, key: ApiKey, *, revived: bool) -> None:
     """Raise Forbidden if a changed key was given something, and then has more than the asker has.
 

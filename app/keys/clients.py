@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, or_, select
 
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
@@ -69,6 +69,15 @@ def list_clients(
         return list(session.exec(wanted.order_by(col(Client.client_id)).limit(limit)).all())
 
 
+def list_with_retention(engine: Engine) -> list[Client]:
+    """List the clients whose logs are not all kept for ever."""
+    is_limited = or_(
+        col(Client.retention_days).is_not(None), col(Client.dataset_retention_days).is_not(None)
+    )
+    with reading(engine) as session:
+        return list(session.exec(select(Client).where(is_limited)).all())
+
+
 def update_client(
     engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Asker | None = None
 ) -> ClientChange:
@@ -81,6 +90,8 @@ def update_client(
         if not changes.keys() <= OWN:
             _check_platform(principal)
         client = find_client(session, client_id)
+        if changes.get("is_active") and not client.is_active:
+            _check_revival(principal)
         for name, value in changes.items():
             setattr(client, name, value)
         check_client(client)
@@ -107,6 +118,12 @@ def find_client(session: Session, client_id: str) -> Client:
     if client is None:
         raise NotFound
     return client
+
+
+def _check_revival(asker: Principal | None) -> None:
+    """Raise Forbidden for an asker that ends: the client's keys may live beyond it."""
+    if asker is not None and asker.expires_at_s is not None:
+        raise Forbidden("Not authorized to outlive the key that asks")
 
 
 def _check_platform(asker: Principal | None) -> None:

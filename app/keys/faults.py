@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.errors import Invalid, fault
+from app.journal import redacted
 from app.keys.models import LIMIT_NAMES, ApiKey, Client, utc_now
 from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import CLIENT_ID_PATTERN, ENVIRONMENTS, PREFIX_PATTERN
@@ -128,14 +129,19 @@ def _client_fault(client_id: str | None) -> str | None:
 def _name_fault(name: str) -> str | None:
     # isprintable: a line break would get into mail headers and logs.
     if name.strip() and len(name) <= NAME_LENGTH_MAX and name.isprintable():
-        return None
+        return _secret_fault(name)
     return f"must have 1 to {NAME_LENGTH_MAX} printable characters"
 
 
 def _description_fault(description: str) -> str | None:
     if len(description) <= DESCRIPTION_LENGTH_MAX and "\0" not in description:
-        return None
+        return _secret_fault(description)
     return f"must have at most {DESCRIPTION_LENGTH_MAX} characters, none of them NUL"
+
+
+def _secret_fault(text: str) -> str | None:
+    """Refuse what is stored and shown as it is, should somebody paste a key there."""
+    return None if redacted(text) == text else "must not hold an API key"
 
 
 def _reach_fault(key: ApiKey) -> str | None:
@@ -179,10 +185,12 @@ def _metadata_fault(metadata: dict[str, Any]) -> str | None:
     if _depth(metadata) > METADATA_DEPTH_MAX:
         return f"must be nested at most {METADATA_DEPTH_MAX} deep"
     try:
-        size = len(json.dumps(metadata))
+        text = json.dumps(metadata)
     except (TypeError, ValueError):
         return "must be a JSON object"
-    return None if size <= METADATA_BYTES_MAX else f"must be at most {METADATA_BYTES_MAX} bytes"
+    if len(text) > METADATA_BYTES_MAX:
+        return f"must be at most {METADATA_BYTES_MAX} bytes"
+    return _secret_fault(text)
 
 
 def _expiry_fault(expires_at: datetime | None) -> str | None:

@@ -14,7 +14,14 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.errors import Conflict, Invalid
-from app.keys.authority import check_change, check_reach, check_role, check_within, shorten
+from app.keys.authority import (
+    check_change,
+    check_life,
+    check_reach,
+    check_role,
+    check_within,
+    shorten,
+)
 from app.keys.changes import Asker, advance, writing_for
 from app.keys.database import writing
 from app.keys.faults import check_key
@@ -62,6 +69,7 @@ def update_key(
         defaults = UNLIMITED if asker is None else asker.defaults
         before = Candidate(KeyRecord.of(key), None).principal(defaults)
         was_off = not key.is_active or key.has_ended
+        given_until = key.expires_at
         for name, value in changes.items():
             setattr(key, name, value)
         check_key(key, changed=changes)
@@ -69,6 +77,9 @@ def update_key(
             key.grace_until = _earlier(key.grace_until, key.expires_at)
         is_on = key.is_active and not key.has_ended
         check_change(principal, before, key, revived=was_off and is_on)
+        if key.expires_at != given_until:
+            # By itself: the grace that ends the key sooner goes when its rotation is undone.
+            check_life(principal, key.expires_at, given_until)
         if changes.get("is_active") and key.has_ended:
             raise Conflict("The key has expired")
         return KeyChange(key, advance(session))

@@ -70,7 +70,9 @@ def test_ingestion_is_described(described: Json) -> None:
 def test_filters_are_described(described: Json) -> None:
     """Every parameter of the list is in the description."""
     names = {one["name"] for one in described["paths"][LOGS]["get"]["parameters"]}
-    assert names == {*FILTERS, "from", "to", "order", "limit", "cursor", "client_id"}
+    content = {"q", "min_duration_ms", "metadata"}
+    paging = {"order", "limit", "cursor"}
+    assert names == {*FILTERS, *content, *paging, "from", "to", "client_id"}
 
 
 def test_all_references_lead_somewhere(described: Json) -> None:

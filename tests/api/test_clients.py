@@ -1,5 +1,7 @@
 """/api/v1/clients: tenants, as the platform and their own administrators see them."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from tests.api.management import CLIENTS, ask
@@ -122,3 +124,17 @@ def test_404_unknown(service: Service, admin: str) -> None:
     """A client that never was is not found, to read or to change."""
     problem(ask(service, "GET", f"{CLIENTS}/nobody", admin), 404, "Not found")
     problem(ask(service, "PATCH", f"{CLIENTS}/nobody", admin, {"name": "x"}), 404, "Not found")
+
+
+def test_403_an_admin_that_ends_revives_no_client(
+    service: Service, admin: str, client_id: str
+) -> None:
+    """The keys of a client may live beyond such an admin, so that it only switches off."""
+    service.key(client_id)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    ending = service.key(None, name="ending", expires_at=soon)
+    path = f"{CLIENTS}/{client_id}"
+    assert ask(service, "PATCH", path, ending, {"is_active": True}).status_code == 200
+    assert ask(service, "PATCH", path, ending, {"is_active": False}).status_code == 200
+    problem(ask(service, "PATCH", path, ending, {"is_active": True}), 403)
+    assert ask(service, "PATCH", path, admin, {"is_active": True}).status_code == 200

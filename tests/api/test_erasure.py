@@ -116,3 +116,13 @@ def test_a_filter_without_a_sign(service: Service, admin: str, client_id: str, k
         response = service.request("DELETE", f"{CLIENTS}/{client_id}/logs?{query}", admin)
         problem(response, 422)
     assert len(service.logs(key)) == 1
+
+
+def test_a_key_of_some_datasets(service: Service, client_id: str, key: str) -> None:
+    """An admin of some datasets erases in these alone, and is refused another by name."""
+    service.post([record(dataset="orders"), record(dataset="payroll")], key)
+    narrow = service.key(None, name="narrow", allowed_datasets=["orders"])
+    path = f"{CLIENTS}/{client_id}/logs"
+    problem(service.request("DELETE", path, narrow, params={"dataset": "payroll"}), 403)
+    assert erase(service, narrow, client_id)["erased"] == 1
+    assert [log["dataset"] for log in service.logs(key)] == ["payroll"]

@@ -323,6 +323,18 @@ def test_403_no_role_beyond_ones_own(service: Service, client_id: str) -> None:
     assert ask(service, "PATCH", path, asker, {"role": "ingest"}).status_code == 200
 
 
+def test_403_a_grace_hides_no_longer_life(service: Service, admin: str, client_id: str) -> None:
+    """In its grace a key can't put its own expiry off: the rotation may yet be undone."""
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    ending = service.key(client_id, role="owner", expires_at=soon)
+    path = f"{KEYS}/{make_id(service, ending)}"
+    assert ask(service, "POST", f"{path}/rotate", admin, {"grace_seconds": 600}).status_code == 201
+    for expires_at in (None, later(1)):
+        problem(ask(service, "PATCH", path, ending, {"expires_at": expires_at}), 403)
+    earlier = (soon - timedelta(minutes=30)).isoformat()
+    assert ask(service, "PATCH", path, ending, {"expires_at": earlier}).status_code == 200
+
+
 def test_403_no_key_that_ended_is_revived(service: Service, client_id: str) -> None:
     """A key whose time is over comes back only by one that has all of it, without an end itself."""
     ended = service.key(

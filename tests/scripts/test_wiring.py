@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.keys.token import mint
 from tests.scripts.runner import COMMANDS, Runner, error_line
 
 DEADLINE_S = 20.0
@@ -186,3 +187,25 @@ def test_closed_standard_error(run: Runner, command: str) -> None:
         assert (done.returncode, done.stdout[:1], done.stdout[-2:]) == (0, b"{", b"}\n")
     else:
         assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("revoke_api_key", "{}", "--yes"),
+        ("rotate_api_key", "{}"),
+        ("generate_api_key", "--client", "acme", "--role", "{}"),
+        ("generate_api_key", "{}"),
+        ("list_api_keys", "--due", "{}"),
+        ("usage_report", "--client", "{}"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_repeated(run: Runner, arguments: tuple[str, ...]) -> None:
+    """What a command complains of goes to journals: a key among it is blotted out."""
+    assert run("generate_api_key", "--client", "acme").returncode == 0
+    token = mint("cl_live", "acme").text
+    name, *others = arguments
+    done = run(name, *(one.format(token) for one in others))
+    assert done.returncode in {1, 2}
+    assert token not in done.stdout + done.stderr
+    assert "Error" in done.stderr or "error" in done.stderr

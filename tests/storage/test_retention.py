@@ -2,18 +2,37 @@
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 
 import pytest
 
+from app.logs.aggregation import parse_aggregation
 from app.logs.dead_letters import RejectedQuery
+from app.logs.identity import ArrivalClock
+from app.logs.place import START, Place
 from app.logs.query import LogQuery, UsageQuery
 from app.logs.retention import Expired, Retention
+from app.logs.search import parse_search
 from app.logs.selection import Selection
 from app.logs.store import LogStore
-from app.storage.sqlite.schema import list_days
+from app.storage.sqlite.reader import SqliteReader
+from app.storage.sqlite.schema import list_days, remove_day
+from app.storage.sqlite.sealer import WriterLink, tidy_day
 from app.storage.sqlite.store import SqliteLogStore
+from app.storage.sqlite.wire import (
+    Done,
+    Erased,
+    Expire,
+    Failed,
+    Name,
+    Retire,
+    Rewrite,
+    Scrub,
+    Seal,
+)
+from app.storage.sqlite.writer import DayFiles
 from tests.storage.batches import append, make_batch, read_all, record
 from tests.storage.conftest import Backend
 from tests.storage.test_rejected import read_rejected, rejecting
@@ -204,8 +223,8 @@ async def test_a_file_goes_when_nothing_in_it_is_kept(tmp_path: Path) -> None:
     usage = await store.usage(UsageQuery(None, "key"))
     assert [(row.client_id, row.counts[1]) for row in usage] == [("acme", 3), ("other", 1)]
     await store.aclose()
-    left = {one.name for one in (tmp_path / "logs").iterdir()}
-    assert {name for name in left if ".db" in name} == {"usage.db"}
+    left = {one.name for one in (tmp_path / "logs").iterdir() if ".db" in one.name}
+    assert left <= {"usage.db", "usage.db-wal", "usage.db-shm"}
 
 
 async def test_a_crash_between_the_fold_and_the_unlink(tmp_path: Path) -> None:
@@ -256,9 +275,83 @@ async def test_ids_are_forgotten_after_the_window(tmp_path: Path) -> None:
     policies = {"acme": Retention(1)}
     assert (await store.expire(policies, DAY + 2)).logs == 2500
     assert (await store.append(make_batch(store.clock, "acme", sent, day=DAY))).duplicates == 2500
+    link = WriterLink(tmp_path / "logs")
+    await asyncio.to_thread(tidy_day, tmp_path / "logs", DAY, link)  # nothing names acme any more
+    link.close()
     await store.expire(policies, LONG_AGO)
     await append(store, "acme", *sent, day=DAY)
     await store.aclose()
+
+
+class LateReader(SqliteReader):
+    """Comes to the files when they have just gone."""
+
+    def days(self) -> Sequence[int]:
+        """List the days, and lose their files."""
+        days = super().days()
+        for path in list_days(self._directory).values():
+            remove_day(path)
+        return days
+
+
+async def test_a_file_that_goes_before_it_is_read(tmp_path: Path) -> None:
+    """A query goes on without a file that was unlinked since it looked which there are."""
+    store = await open_sqlite(tmp_path)
+    queries: list[Callable[[SqliteReader], object]] = [
+        lambda reader: reader.page(LogQuery("acme"), inf).logs,
+        lambda reader: reader.portion(LogQuery("acme"), inf).lines,
+        lambda reader: reader.page(LogQuery("acme", search=parse_search("x")), inf).logs,
+        lambda reader: reader.rejected(RejectedQuery("acme"), inf).logs,
+        lambda reader: reader.table(parse_aggregation("acme", {"metrics": ["count"]}, 0), inf)[1:],
+        lambda reader: reader.following(("acme", Place(DAY, START, START), 9), inf).logs,
+        lambda reader: reader.usage(UsageQuery("acme", "day"), inf),
+        lambda reader: reader.stored_bytes(inf),
+    ]
+    await fill(store, (DAY, DAY + 1), "acme")
+    await store.aclose()
+    logs = tmp_path / "logs"
+    (tmp_path / "kept").mkdir()
+    for query in queries:
+        reader = LateReader(logs)
+        kept = [shutil.copy(one, tmp_path / "kept") for one in list_days(logs).values()]
+        assert not query(reader)
+        assert files_of(tmp_path) == []
+        for one in kept:
+            shutil.move(one, logs)
+        reader.close()
+
+
+def test_the_sealer_brings_no_file_back(tmp_path: Path) -> None:
+    """What the sealer asks for a day whose file has gone is done with, without a new file."""
+    files = DayFiles(tmp_path, WINDOW)
+    assert not files.seal(Seal(1, DAY, 1, [], []))
+    for asked in (Scrub(2, DAY, {}), Rewrite(2, DAY, 1 << 32, 1, b"", b"")):
+        assert files.erase(asked) == Done([2])
+    assert files.erase(Expire(3, DAY, "acme", ["default"], [], keeps_ids=True)) == Erased(3, [])
+    assert files.erase(Retire(4, DAY, [])) == Erased(4, [])
+    assert list_days(tmp_path) == {}
+
+
+def test_a_file_with_something_new_is_not_unlinked(tmp_path: Path) -> None:
+    """The writer looks once more: what has arrived since a worker looked is kept."""
+    files = DayFiles(tmp_path, WINDOW)
+    batch = make_batch(ArrivalClock(), "acme", [record()], day=DAY)
+    files.get(DAY).commit([batch])
+    others: list[list[Name]] = [[], [("acme", "orders")], [("other", "default")]]
+    for names in others:
+        assert isinstance(files.erase(Retire(1, DAY, names)), Failed)
+    assert list(list_days(tmp_path)) == [DAY]
+    assert files.erase(Retire(1, DAY, [("acme", "default")])) == Erased(1, [])
+    assert list_days(tmp_path) == {}
+    files.drop()
+
+
+def test_what_a_dead_writer_leaves_of_a_file(tmp_path: Path) -> None:
+    """A log of writes without its file goes at the next start; others stay."""
+    for name in ("2024-10-04.db-wal", "2024-10-04.db-shm", "2024-10-05.db.corrupt-7-wal"):
+        (tmp_path / name).write_bytes(b"text of a log")
+    DayFiles(tmp_path, WINDOW).drop()
+    assert [one.name for one in tmp_path.iterdir()] == ["2024-10-05.db.corrupt-7-wal"]
 
 
 async def test_a_reader_lets_go_of_files_that_are_gone(tmp_path: Path) -> None:
@@ -273,8 +366,8 @@ async def test_a_reader_lets_go_of_files_that_are_gone(tmp_path: Path) -> None:
         assert asyncio.get_running_loop().time() < deadline
         for one in (store, other):
             assert await messages(one) == ""
-    await store.aclose()
     await other.aclose()
+    await store.aclose()
 
 
 def held_files(path: Path) -> list[str]:

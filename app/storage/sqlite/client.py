@@ -49,7 +49,9 @@ from app.storage.sqlite.wire import (
 )
 
 ANSWER_S_MAX = 10.0
-FOLD_S_MAX = 1.0
+FOLD_S_MAX = 5.0
+# A process starts in a tenth of this, but on a machine that has better things to do.
+START_S_MAX = 10.0
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
 # What may wait to be read by a writer that is stopped or stuck in its disk. Requests give up and
 # their senders come back: without a bound each would leave its batch here once more.
@@ -90,7 +92,7 @@ class WriterClient:
             asyncio.create_task(self._give_up_on_late_answers()),
         ]
         try:
-            await asyncio.wait_for(self._welcomed.wait(), self._answer_s_max)
+            await asyncio.wait_for(self._welcomed.wait(), START_S_MAX)
         except TimeoutError:
             await self.aclose()
             raise StorageUnavailable("the writer process does not start") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.logs.batch import Idempotency
 from app.logs.identity import ArrivalClock
 from app.storage.sqlite.day import DayFile
 from app.storage.sqlite.schema import day_path
@@ -57,3 +58,17 @@ def test_only_a_file_that_is_written_has_a_large_cache(files: DayFiles) -> None:
         assert caches == [2048] * (day - DAY) + [32_768]
     write(DAY + 1)  # as after midnight, for a moment
     assert [_cache_kib(files.get(DAY + n)) for n in range(3)] == [2048, 32_768, 32_768]
+
+
+def test_an_idempotency_key_is_stored_nowhere(tmp_path: Path) -> None:
+    """An API key that was sent as Idempotency-Key finds its outcome, and is not in the file."""
+    sent = "cl_live_acme_" + "s" * 61
+    path = day_path(tmp_path, DAY)
+    file = DayFile(path, DAY, lambda _: [])
+    batch = make_batch(ArrivalClock(), "acme", [record()], day=DAY)
+    batch.idempotency = Idempotency(sent, b"digest", b"outcome")
+    file.commit([batch])
+    assert file.find_outcome("acme", sent) is not None
+    assert file.find_outcome("acme", sent[:-1]) is None
+    file.close()
+    assert sent.encode() not in path.read_bytes()
