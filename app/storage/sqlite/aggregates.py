@@ -30,8 +30,9 @@ from app.logs.query import LogQuery
 from app.logs.selection import SERIES_FILTERS
 from app.logs.timestamp import US_PER_MINUTE
 from app.storage.sqlite.block import run_hash
-from app.storage.sqlite.pages import Files, instant_bounds, read_page, values
+from app.storage.sqlite.pages import read_page
 from app.storage.sqlite.sealing import US_PER_HOUR
+from app.storage.sqlite.sources import Files, instant_bounds, values
 
 # Logs looked into at a time, where texts decide.
 PAGE_LOGS = 5000

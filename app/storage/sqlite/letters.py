@@ -5,8 +5,8 @@ import json
 from app.logs.dead_letters import RejectedQuery, letter_place
 from app.logs.identity import format_id
 from app.logs.query import PAGE_BYTES_MAX, Page
-from app.storage.sqlite.pages import Files
 from app.storage.sqlite.render import RENDER_REJECTED
+from app.storage.sqlite.sources import Files
 
 # A day's records of a client are bounded when they are written.
 _READ = f"""

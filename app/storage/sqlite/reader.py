@@ -20,9 +20,10 @@ from app.storage.sqlite.aggregates import read_table
 from app.storage.sqlite.block import DamagedBlock
 from app.storage.sqlite.corruption import CorruptDay, damage_named
 from app.storage.sqlite.expiring import Contents, Search, find_places, read_contents
+from app.storage.sqlite.exporting import read_portion
 from app.storage.sqlite.lasting import LASTING_NAME
 from app.storage.sqlite.letters import read_rejected
-from app.storage.sqlite.pages import read_one, read_page, read_portion
+from app.storage.sqlite.pages import read_one, read_page
 from app.storage.sqlite.render import SIZE
 from app.storage.sqlite.schema import CLIENT_SHIFT, CREATE_STATEMENTS, day_path, list_days
 from app.storage.sqlite.stream import read_following, read_now

@@ -26,8 +26,8 @@ from app.storage.sqlite.client import ANSWER_S_MAX, WriterClient
 from app.storage.sqlite.corruption import CorruptDay
 from app.storage.sqlite.erasing import ERASE_ROWS_MAX
 from app.storage.sqlite.expiring import Search
-from app.storage.sqlite.pages import LOWEST, id_of
 from app.storage.sqlite.reader import SqliteReader
+from app.storage.sqlite.sources import LOWEST, id_of
 from app.storage.sqlite.wire import Key
 
 READ_THREADS = 4

@@ -23,9 +23,9 @@ from app.logs.place import (
 from app.logs.timestamp import US_PER_DAY
 from app.sqlite import sqlite3
 from app.storage.sqlite.erasing import find_left
-from app.storage.sqlite.pages import BLOCKS_STEP, Files, id_of, read_blocks
 from app.storage.sqlite.render import RENDER, SERIES_SIZE, SIZE
 from app.storage.sqlite.schema import CLIENT_SHIFT
+from app.storage.sqlite.sources import BLOCKS_STEP, Files, id_of, read_blocks
 
 _Logs = list[tuple[Mark, str]]
 

@@ -21,10 +21,11 @@ from app.logs.selection import METADATA_FILTERS_MAX, Selection
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_LOGS
 from app.storage.sqlite.day import DayFile
-from app.storage.sqlite.pages import BLOCKS_STEP, may_match
 from app.storage.sqlite.reader import SqliteReader
 from app.storage.sqlite.schema import day_path
 from app.storage.sqlite.sealing import Client, build_seals
+from app.storage.sqlite.searching import may_match
+from app.storage.sqlite.sources import BLOCKS_STEP
 from loadtests.records import Record
 from tests.storage.batches import ORDERS, make_batch, record
 
