@@ -49,7 +49,7 @@ from app.storage.sqlite.wire import (
 )
 
 ANSWER_S_MAX = 10.0
-FOLD_S_MAX = 5.0
+FOLD_S_MAX = 1.0
 # A process starts in a tenth of this, but on a machine that has better things to do.
 START_S_MAX = 10.0
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5
