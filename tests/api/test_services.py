@@ -122,6 +122,7 @@ def test_what_was_refused_is_never_done(service: Service) -> None:
 def test_no_client_takes_the_places_of_others(service: Service) -> None:
     """While one client has as many writes waiting as it may, all that others ask for is done."""
     flooding, other = (service.key(name, role="owner") for name in ("acme", "other"))
+    spare = service.key("other")
     admin, targets = service.key(None), [service.key("acme") for _ in range(ENDING.places + 4)]
     paths = [f"{KEYS}/{key_id_of(target)}" for target in targets]
 
@@ -146,7 +147,7 @@ def test_no_client_takes_the_places_of_others(service: Service) -> None:
             await refused(ends, len(ends) - ENDING.places_each)
             asked = [
                 post(KEYS, other),
-                post(f"{KEYS}/{key_id_of(other)}/deactivate", other),
+                post(f"{KEYS}/{key_id_of(spare)}/deactivate", other),
                 post(f"{paths[0]}/deactivate", admin),
                 post(KEYS, admin, {"client_id": "acme"}),
             ]
