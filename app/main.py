@@ -233,8 +233,7 @@ def _settle_garbage() -> None:
     """Spare the collector what lives as long as the process, and requests most of its visits.
 
     A request's own objects are freed by their counts; looking for cycles among them took 5 % of
-    its time. A key that is new leaves 40 objects behind: of 50,000 a visit took 20 ms, of 10,000
-    it takes 4.
+    its time. A key that is new leaves 40 objects behind; a visit to 50,000 took 11 to 22 ms.
     """
     gc.collect()
     gc.freeze()

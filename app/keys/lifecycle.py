@@ -175,11 +175,6 @@ def deactivate_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = N
     return update_key(engine, id_or_key_id, {"is_active": False}, asker=asker)
 
 
-def activate_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
-    """Switch a key on again; Conflict for one whose time is over, which no switch brings back."""
-    return update_key(engine, id_or_key_id, {"is_active": True}, asker=asker)
-
-
 def delete_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
     """Wipe a key's verifier for good; the row stays, for the audit alone."""
     with writing_for(engine, asker) as (session, principal):

@@ -1,7 +1,7 @@
 """The protocol of a log store, owned by those who use it.
 
 Implementations live in `app/storage/`: sqlite (embedded) and memory (a fake for tests). All pass
-one contract suite, `tests/storage/test_contract.py`.
+one contract suite, the files right in `tests/storage/`.
 """
 
 from asyncio import Future

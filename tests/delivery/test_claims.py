@@ -13,7 +13,7 @@ from app.delivery.claims import Claimed, check_open, claim, create_claim
 from app.errors import Gone, NotFound
 from app.keys.clients import update_client
 from app.keys.database import reading, writing
-from app.keys.lifecycle import activate_key, deactivate_key, delete_key, rotate_key
+from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_key
 from app.keys.models import ApiKey, Claim, utc_now
 from app.keys.token import base62, mint, parse
 from app.keys.verifier import Peppers
@@ -156,7 +156,7 @@ def test_a_key_switched_on_again_can_be_claimed(engine: Engine, made: Made) -> N
     deactivate_key(engine, made[0].key_id)
     with pytest.raises(Gone):
         claim(engine, token)
-    activate_key(engine, made[0].key_id)
+    update_key(engine, made[0].key_id, {"is_active": True})
     assert claim(engine, token).text == made[1]
 
 

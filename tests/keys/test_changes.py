@@ -18,7 +18,7 @@ from app.keys.configured import ConfiguredKeys
 from app.keys.database import sqlite_path
 from app.keys.entry import Entry
 from app.keys.keyring import Keyring
-from app.keys.lifecycle import activate_key, deactivate_key, delete_key, rotate_key, update_key
+from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_key
 from app.keys.models import ApiKey
 from app.keys.registry import KeyFilter, create_key, list_keys
 from app.keys.verifier import Peppers
@@ -88,7 +88,9 @@ GIFTS: dict[str, Callable[[Plane], object]] = {
     "widen": lambda plane: update_key(
         plane.engine, plane.on.key_id, {"scopes": ["logs:query", "logs:read"]}, asker=plane.asker
     ),
-    "activate": lambda plane: activate_key(plane.engine, plane.off.key_id, asker=plane.asker),
+    "activate": lambda plane: update_key(
+        plane.engine, plane.off.key_id, {"is_active": True}, asker=plane.asker
+    ),
     "rotate": lambda plane: rotate_key(
         plane.engine, plane.peppers, plane.on.key_id, asker=plane.asker
     ),

@@ -27,12 +27,17 @@ from app.logs.aggregation import (
 )
 from app.logs.identity import parse_id
 from app.logs.query import LogQuery
-from app.logs.selection import SERIES_FILTERS
 from app.logs.timestamp import US_PER_MINUTE
 from app.storage.sqlite.block import run_hash
 from app.storage.sqlite.pages import read_page
 from app.storage.sqlite.sealing import US_PER_HOUR
-from app.storage.sqlite.sources import Files, instant_bounds, values
+from app.storage.sqlite.sources import (
+    Files,
+    instant_bounds,
+    row_conditions,
+    series_conditions,
+    values,
+)
 
 # Logs looked into at a time, where texts decide.
 PAGE_LOGS = 5000
@@ -125,11 +130,7 @@ def _sql(query: Aggregation, span: _Span) -> str:
     values = "json_group_array(value_ms)" if query.needs_values else "NULL"
     runs = "json_group_array(DISTINCT run)" if query.needs_runs else "NULL"
     failed = ", ".join(f"'{status}'" for status in ERROR_STATUSES)
-    where = [
-        f"s.{name} IN (SELECT value FROM json_each(:{name}))"
-        for name in SERIES_FILTERS
-        if name in query.filters
-    ]
+    where = series_conditions(query)
     return f"""
         WITH part AS ({" UNION ALL ".join(_parts(query, span))}), made AS (
             SELECT json_array({", ".join(columns)}) AS key, sum(logs) AS logs,
@@ -172,11 +173,7 @@ def _parts(query: Aggregation, span: _Span) -> Iterator[str]:
 
 
 def _rows(query: Aggregation, table: str, run: str, low: str, high: str) -> str:
-    where = [_client(query)]
-    if "run_id" in query.filters:
-        where.append(f"{run} IN (SELECT value FROM json_each(:{run}))")
-    if query.min_duration_ms is not None:
-        where.append("CAST(duration_ms AS REAL) >= :min_duration_ms")
+    where = [_client(query), *row_conditions(query, run)]
     return f"""
         SELECT us, series, 1 AS logs, duration_ms IS NOT NULL AS durations,
             {_COUNTABLE} AS duration_ms, {_COUNTABLE} AS value_ms, {run} AS run

@@ -54,16 +54,26 @@ def conditions(query: Selection, run: str) -> list[str]:
 
     Every value is bound, by `values`, never written into the text.
     """
-    where = []
-    series = [
+    where = row_conditions(query, run)
+    if series := series_conditions(query):
+        where.append(
+            f"series IN (SELECT id FROM series WHERE client = :client AND {' AND '.join(series)})"
+        )
+    return where
+
+
+def series_conditions(query: Selection) -> list[str]:
+    """Return those about the columns of a series."""
+    return [
         f"{name} IN (SELECT value FROM json_each(:{name}))"
         for name in SERIES_FILTERS
         if name in query.filters
     ]
-    if series:
-        where.append(
-            f"series IN (SELECT id FROM series WHERE client = :client AND {' AND '.join(series)})"
-        )
+
+
+def row_conditions(query: Selection, run: str) -> list[str]:
+    """Return those about the columns of a log beside its series."""
+    where = []
     if "run_id" in query.filters:
         where.append(f"{run} IN (SELECT value FROM json_each(:{run}))")
     if query.min_duration_ms is not None:

@@ -270,6 +270,7 @@ class Writer:
         self._claims = {key: one for key, one in self._claims.items() if one is not connection}
         for followers in self._followers.values():
             followers.pop(connection, None)
+        self._followers = {one: left for one, left in self._followers.items() if left}
         if not self._connections:
             self._wait_for_workers(IDLE_S_MAX)
 
