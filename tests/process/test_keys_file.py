@@ -26,6 +26,12 @@ def _statuses(port: int, key: str) -> set[int]:
     return {ask(port, "POST", PATH, BODY, headers)[0] for _ in range(PROBES)}
 
 
+def _see(port: int, key: str, status: int, written: float) -> None:
+    """Fail unless every worker answers a key so by 5 s after the file was written."""
+    while _statuses(port, key) != {status}:
+        assert time.monotonic() < written + IN_FORCE_S_MAX, f"{key} is not answered {status}"
+
+
 class Garbage:
     """Keys that nobody has, sent without pause."""
 
@@ -63,23 +69,19 @@ def test_keys_of_the_file_come_and_go_in_every_worker(tmp_path: Path) -> None:
                 load.wait_for_more(100)
                 assert _statuses(server.port, "demo-1") == {401}
                 written = _write(path, "acme-1", "demo-1")
-                wait_until(lambda: time.monotonic() > written + IN_FORCE_S_MAX, "the time allowed")
-                assert _statuses(server.port, "demo-1") == {201}
+                _see(server.port, "demo-1", 201, written)
                 load.wait_for_more(100)
                 assert load.refusals == []
                 written = _write(path, "acme-1")
-                wait_until(lambda: time.monotonic() > written + IN_FORCE_S_MAX, "the time allowed")
-                assert _statuses(server.port, "demo-1") == {401}
+                _see(server.port, "demo-1", 401, written)
                 # A file that cannot be used changes nothing.
                 path.write_text("api_keys: [{key: hunter2, role: emperor}]")
-                written = time.monotonic()
-                wait_until(lambda: time.monotonic() > written + IN_FORCE_S_MAX, "the time allowed")
+                time.sleep(IN_FORCE_S_MAX)
                 assert load.refusals == []
                 # Of the key that all the traffic uses, no worker's memory may speak.
                 written = _write(path, "demo-1")
-                wait_until(lambda: time.monotonic() > written + IN_FORCE_S_MAX, "the time allowed")
-                assert _statuses(server.port, "acme-1") == {401}
-                assert _statuses(server.port, "demo-1") == {201}
+                _see(server.port, "acme-1", 401, written)
+                _see(server.port, "demo-1", 201, written)
         finally:
             garbage.stop()
         assert set(garbage.statuses) == {401}
@@ -93,15 +95,13 @@ def test_no_end_of_a_key_waits_for_new_ones(tmp_path: Path) -> None:
     """Keys that are taken out are refused 5 s later, although hundreds of new ones come with it."""
     path = tmp_path / "keys.yaml"
     _write(path, "acme-1", "acme-2", "acme-3")
-    # Their argon2 takes two workers about 10 s on two cores.
-    new = [f"demo-{number}" for number in range(300)]
+    # Their argon2 takes a worker about 7 s.
+    new = [f"demo-{number}" for number in range(200)]
     env = {"API_KEYS_FILE": str(path), "AUTH_FAILURES_PER_MINUTE": "0"}
-    with start_product(tmp_path / "data", env, workers=2) as server:
-        assert len(workers_in(server)) == 2
+    with start_product(tmp_path / "data", env) as server:
         assert _statuses(server.port, "acme-1") == {201}
         for remaining, gone in (("acme-2", "acme-3"), "acme-1"), (("acme-3",), "acme-2"):
             written = _write(path, *remaining, *new)
-            time.sleep(max(0, written + IN_FORCE_S_MAX - time.monotonic()))
-            assert _statuses(server.port, gone) == {401}
+            _see(server.port, gone, 401, written)
             assert _statuses(server.port, "acme-3") == {201}
         wait_until(lambda: _statuses(server.port, new[-1]) == {201}, "the last new key")

@@ -22,10 +22,10 @@ from tests.process.service import (
 from tests.storage.batches import append, record
 
 OLD, OTHER = "old", "other"
-DAYS = 40
+DAYS = 20
 LOGS_A_DAY = 50
 # Of a day whose file stays.
-MIXED_LOGS = 5000
+MIXED_LOGS = 2000
 WINDOW = 7
 TOTAL = DAYS * LOGS_A_DAY + MIXED_LOGS
 

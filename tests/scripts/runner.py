@@ -19,9 +19,8 @@ from app.keys.database import embedded_url, open_current, open_engine
 from app.keys.keyring import Keyring
 from app.keys.principal import UNLIMITED, Principal
 from app.keys.verifier import Peppers
+from tests.scripts.nursery import SCRIPTS, nursery
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-COMMANDS = sorted(file.stem for file in SCRIPTS.glob("[!_]*.py"))
 # A key of ours, or the token of a claim link.
 SECRET = re.compile(r"cl_\w+_[0-9A-Za-z]{61}")
 
@@ -47,13 +46,17 @@ class Runner:
         self, command: str, *arguments: str, answer: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run it with `answer` on its standard input."""
+        chosen = {**self.environment, **environment}
+        if "PYTHONPATH" not in environment:
+            return nursery().run(command, [*arguments], self.cwd, chosen, answer)
+        # What it imports is not to be what others do.
         return subprocess.run(
             self.command(command, *arguments),
             input=answer,
             capture_output=True,
             text=True,
             cwd=self.cwd,
-            env={**self.environment, **environment},
+            env=chosen,
             check=False,
         )
 

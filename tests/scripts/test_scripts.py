@@ -15,7 +15,8 @@ from app.keys.database import writing
 from app.keys.lifecycle import rotate_key
 from app.keys.models import Worker
 from app.keys.verifier import Peppers
-from tests.scripts.runner import COMMANDS, Runner, error_line
+from tests.scripts.nursery import COMMANDS
+from tests.scripts.runner import Runner, error_line
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.keys.token import mint
-from tests.scripts.runner import COMMANDS, Runner, error_line
+from tests.scripts.nursery import COMMANDS
+from tests.scripts.runner import Runner, error_line
 
 DEADLINE_S = 20.0
 
