@@ -201,7 +201,8 @@ def three_days(lab: Lab) -> History:
 
 def _fill(lab: Lab, logs: int) -> History:
     directory = lab.directory()
-    keys = [make_key(directory, f"bench-{number:02d}") for number in range(CLIENTS)]
+    names = [f"bench-{number:02d}" for number in range(CLIENTS)]
+    keys = [make_key(directory, name, role="owner") for name in names]
     story = Story(keys, logs)
     loaded = lab.fill(directory, keys, logs, story.rounds())
     await_idle(loaded.server)  # as it is in life, where logs do not come all at once
