@@ -22,7 +22,7 @@ from app.activity.database import open_activity
 from app.activity.expiry import Expiry
 from app.activity.presence import Presence
 from app.api.app import create_control_app
-from app.api.services import Services
+from app.api.services import Services, open_reads, open_receipts
 from app.api.writes import Writes
 from app.edge.address import parse_networks
 from app.edge.auth import Authenticator
@@ -85,8 +85,9 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     peppers = Peppers(secrets)
     engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
-    writes = Writes()
-    stack.callback(writes.close)
+    reads, writes, receipts = open_reads(), Writes(), open_receipts()
+    for pool in (reads, writes, receipts):
+        stack.callback(pool.close)
     activity = open_activity(engine)
     stack.callback(activity.dispose)
     keyring = _open_keys(settings, peppers, engine, stack)
@@ -139,7 +140,9 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         cursors=Cursors(cursor_secret),
         tails=tails,
         engine=engine,
+        reads=reads,
         writes=writes,
+        receipts=receipts,
         activity=activity,
         peppers=peppers,
         key_hasher=settings.key_hasher,

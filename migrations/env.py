@@ -3,7 +3,9 @@
 from alembic import context
 from sqlalchemy import Connection, text
 
+from app.audit import models as audit_models
 from app.keys.models import ApiKey
+from app.protect import models as protect_models
 
 # Waiting for a lock queues every later query of that table behind the migration, so give up early;
 # a statement that takes longer than this is to be written in steps.
@@ -11,6 +13,10 @@ LOCK_TIMEOUT_MS = 4_000
 STATEMENT_TIMEOUT_MS = 60_000
 # Any number will do, as long as nothing else in the database locks by it.
 MIGRATION_LOCK = 4_710_001
+
+
+# Every table of the one metadata; which package it belongs to makes no difference here.
+assert audit_models.AuditEvent.metadata is protect_models.Alert.metadata is ApiKey.metadata  # noqa: S101
 
 
 def _run(connection: Connection) -> None:

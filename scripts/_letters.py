@@ -12,10 +12,11 @@ from _handover import telling
 from _wiring import ControlPlane, Refused
 from sqlmodel import Session
 
+from app.columns import utc_now
 from app.delivery.claims import TTL_S, add_claim
 from app.delivery.mail import Handover, write_eml
 from app.delivery.smtp import BadAddress, Mail, Mailbox, NotSent, mailbox, parse_mailbox, send
-from app.keys.models import ApiKey, utc_now
+from app.keys.models import ApiKey
 from app.settings import EXAMPLES, BadSetting, Settings
 
 # A file has to name a sender, and somebody looks at it before it goes anywhere.

@@ -184,6 +184,14 @@ def known_key(plane: ControlPlane, key_id: str) -> ApiKey:
         raise Refused(f"no key {key_id!r}; list_api_keys.py shows them") from None
 
 
+def known_client(plane: ControlPlane, client_id: str) -> Client:
+    """Find a client; Refused if there is none."""
+    try:
+        return get_client(plane.engine, client_id)
+    except NotFound:
+        raise Refused(f"no client {client_id!r}; usage_report.py shows them") from None
+
+
 def active_client(plane: ControlPlane, client_id: str | None) -> Client | None:
     """Find a client, if there is one; Refused if it is deactivated, so that no key of it works."""
     try:

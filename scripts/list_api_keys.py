@@ -6,13 +6,14 @@ from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from _wiring import control_plane, open_parser, print_json, run, text_table
+from _wiring import control_plane, known_client, open_parser, print_json, run, text_table
 from sqlalchemy import Engine
 
 from app.activity.database import open_activity
 from app.activity.uses import read_sources, read_uses
+from app.columns import utc_now
 from app.errors import StorageUnavailable
-from app.keys.models import ApiKey, KeySource, KeyUse, utc_now
+from app.keys.models import ApiKey, KeySource, KeyUse
 from app.keys.objects import UNKNOWN_USE, RotationPolicy, key_object, source_objects
 from app.keys.registry import DUE_DAYS_MAX, KeyFilter, list_keys
 
@@ -35,6 +36,8 @@ def main() -> None:
         due = None
         if arguments.due is not None:
             due = (plane.rotation_policy, utc_now() + timedelta(days=arguments.due))
+        if arguments.client is not None:
+            known_client(plane, arguments.client)
         keys = list_keys(plane.engine, KeyFilter(arguments.client, arguments.include_inactive, due))
         evidence = _read_evidence(plane.engine, keys)
     if arguments.json:

@@ -1,6 +1,7 @@
 """Revoke an API key: it fails from the next request on, everywhere."""
 
 import fcntl
+import sys
 from pathlib import Path
 
 from _wiring import (
@@ -18,8 +19,11 @@ from _wiring import (
 
 from app.activity.database import open_activity
 from app.activity.presence import Receipt, await_dropped
+from app.errors import NotFound
 from app.keys.lifecycle import deactivate_key
+from app.keys.models import ApiKey
 from app.keys.objects import key_object
+from app.keys.registry import get_key
 from app.settings import SERVER_LOCK
 
 
@@ -40,12 +44,28 @@ def main() -> None:
             raise Refused("not revoked")
         changed = deactivate_key(plane.engine, key_id)
         receipt = _await_dropped(plane, changed.generation)
+        heir = _heir(plane, changed.key)
+    if heir is not None:
+        # Whoever found the key may have rotated it.
+        text = f"Note: {heir.key_prefix} ({heir.name}) took over from it and works on."
+        print(text, file=sys.stderr)
     if arguments.json:
         print_json(key_object(changed.key, plane.rotation_policy) | receipt.as_object())
     elif key.is_active:
         print(f"Revoked {key.key_prefix} ({key.name}); {_dropped(receipt)}.")
     else:
         print(f"{key.key_prefix} ({key.name}) was revoked already; {_dropped(receipt)}.")
+
+
+def _heir(plane: ControlPlane, key: ApiKey) -> ApiKey | None:
+    """Find the key that took over from this one, if it works."""
+    if key.rotated_to is None:
+        return None
+    try:
+        heir = get_key(plane.engine, str(key.rotated_to))
+    except NotFound:
+        return None
+    return heir if heir.is_active and not heir.has_ended else None
 
 
 def _await_dropped(plane: ControlPlane, generation: int) -> Receipt:

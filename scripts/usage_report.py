@@ -10,10 +10,17 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
-from _wiring import ControlPlane, Refused, control_plane, open_parser, print_json, run, text_table
+from _wiring import (
+    ControlPlane,
+    control_plane,
+    known_client,
+    open_parser,
+    print_json,
+    run,
+    text_table,
+)
 
-from app.errors import NotFound
-from app.keys.clients import get_client, list_clients
+from app.keys.clients import list_clients
 from app.keys.models import LIMIT_NAMES, ApiKey, Client
 from app.keys.principal import Limits
 from app.keys.registry import KeyFilter, list_keys
@@ -102,10 +109,7 @@ def _of_keys(
     client_id: str,
     within: tuple[int | None, int | None],
 ) -> Report:
-    try:
-        client = get_client(plane.engine, client_id)
-    except NotFound:
-        raise Refused(f"no client {client_id!r}; usage_report.py alone shows them") from None
+    client = known_client(plane, client_id)
     keys = {
         key.key_id: key
         for key in list_keys(plane.engine, KeyFilter(client.client_id, include_inactive=True))

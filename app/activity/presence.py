@@ -32,9 +32,10 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine, delete, select
 from sqlmodel import col
 
+from app.columns import utc_now
 from app.errors import StorageUnavailable
 from app.keys.database import reading, writing
-from app.keys.models import Generation, Worker, utc_now
+from app.keys.models import Generation, Worker
 from app.keys.objects import iso_time
 
 # A look costs 6 µs; it is what a revocation waits for.

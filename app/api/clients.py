@@ -1,6 +1,5 @@
 """/api/v1/clients: made and changed by the platform; their own administrators may see to names."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -47,7 +46,7 @@ async def create(request: Request, opened: Opened) -> dict[str, Any]:
 async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
     """List clients by client_id; a client's own key sees its own alone."""
     query = read_query(request, ClientList)
-    found = await asyncio.to_thread(
+    found = await opened.reads.run(
         clients.list_clients,
         opened.engine,
         asker=caller,
@@ -66,7 +65,7 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[st
 async def show(request: Request, client_id: str, caller: Caller, opened: Opened) -> dict[str, Any]:
     """Return a client."""
     read_query(request, Nothing)
-    client = await asyncio.to_thread(clients.get_client, opened.engine, client_id, asker=caller)
+    client = await opened.reads.run(clients.get_client, opened.engine, client_id, asker=caller)
     return client_object(client)
 
 

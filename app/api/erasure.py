@@ -1,6 +1,5 @@
 """DELETE /api/v1/clients/{client_id}/logs: what the platform erases of a client's logs."""
 
-import asyncio
 import time
 from typing import Any
 
@@ -35,7 +34,7 @@ async def erase_logs(
     What was stored before the request is gone when it is answered. Usage stays. A request that
     failed or broke off may have erased some: send it again for the rest.
     """
-    await asyncio.to_thread(clients.get_client, opened.engine, client_id, asker=caller)
+    await opened.reads.run(clients.get_client, opened.engine, client_id, asker=caller)
     params = list(request.query_params.multi_items())
     # An empty one is more likely a variable that was not set than what is meant to be erased.
     empty = [fault(name, "must not be empty") for name, value in params if not value.strip()]

@@ -1,11 +1,10 @@
 """/api/v1/api-keys: keys made, changed, rotated, switched off; by the platform or by their client.
 
-A route reads its request only once slowapi has counted it. It reads the database in a thread of the
-loop's own, and writes to it by `writes` (app/api/writes.py).
+A route reads its request only once slowapi has counted it. It reads the database by `reads` and
+writes to it by `writes` (app/api/services.py).
 `asker` is the caller everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
-import asyncio
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
@@ -96,7 +95,7 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> Respons
         return json.dumps({"api_keys": _all_shown(opened, page), "next_cursor": cursor}).encode()
 
     # To the last byte in the thread: a thousand keys would hold up everybody else's logs.
-    body = await asyncio.to_thread(render)
+    body = await opened.reads.run(render)
     return Response(body, media_type="application/json")
 
 
@@ -106,7 +105,7 @@ async def verify_current(request: Request, caller: Caller, opened: Opened) -> di
     """Return the object of the key that this request was made with."""
     read_query(request, Nothing)
     try:
-        key = await asyncio.to_thread(registry.get_key, opened.engine, caller.id)
+        key = await opened.reads.run(registry.get_key, opened.engine, caller.id)
     except NotFound:  # a key of the settings, which has no row
         return key_object(_from_settings(caller), opened.rotation_policy) | {
             "created_at": None,
@@ -122,7 +121,7 @@ async def show(
 ) -> dict[str, Any]:
     """Return a key by its id or key_id, with the places that it was last used from."""
     read_query(request, Nothing)
-    key = await asyncio.to_thread(registry.get_key, opened.engine, id_or_key_id, asker=caller)
+    key = await opened.reads.run(registry.get_key, opened.engine, id_or_key_id, asker=caller)
     return await _shown(opened, key)
 
 
@@ -231,9 +230,9 @@ async def _update(
 
 async def _shown(opened: Services, key: ApiKey) -> dict[str, Any]:
     """Show a key with its use, and where it is used from."""
-    (shown,) = await asyncio.to_thread(_all_shown, opened, [key])
+    (shown,) = await opened.reads.run(_all_shown, opened, [key])
     try:
-        sources = await asyncio.to_thread(read_sources, opened.activity, key.key_id)
+        sources = await opened.reads.run(read_sources, opened.activity, key.key_id)
     except StorageUnavailable:  # as told already
         return shown | {"sources": None}
     return shown | {"sources": source_objects(sources)}

@@ -16,12 +16,21 @@ from app.keys.verifier import Peppers
 from app.logs.query import Cursors
 from app.logs.store import LogStore
 from app.logs.tail import Tails
+from app.pool import BoundedPool
 
 # Each reads ahead and renders in a thread: a few of them keep the loop's threads free for pages.
 EXPORTS_MAX = 4
 # Of one client, so that another one finds a place.
 EXPORTS_PER_CLIENT_MAX = 2
 EXPORT_RETRY_S = 5
+# Reads of keys and clients; a page of a thousand takes 40 ms of a thread. Whoever reads lists
+# without end waits for their like alone, not before the logs and claim links of others.
+READ_THREADS = 2
+READS_QUEUED_MAX = 64
+READ_WAIT_S_MAX = 3.0
+# A receipt waits for the slowest worker, and must not be refused: the key has been switched off.
+RECEIPT_THREADS = 8
+RECEIPTS_QUEUED_MAX = 10_000
 
 
 class Exports:
@@ -48,6 +57,16 @@ class Exports:
             del self._running[client_id]
 
 
+def open_reads() -> BoundedPool:
+    """Open the threads that read keys and clients."""
+    return BoundedPool("reads", READ_THREADS, READS_QUEUED_MAX, wait_s_max=READ_WAIT_S_MAX)
+
+
+def open_receipts() -> BoundedPool:
+    """Open the threads that wait for workers."""
+    return BoundedPool("receipts", RECEIPT_THREADS, RECEIPTS_QUEUED_MAX)
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Opened by the lifespan, one of each a process."""
@@ -60,7 +79,9 @@ class Services:
     cursors: Cursors
     tails: Tails
     engine: Engine
+    reads: BoundedPool  # of keys and clients
     writes: Writes  # every write to the control database that a route makes
+    receipts: BoundedPool  # which wait for workers
     activity: Engine
     peppers: Peppers
     key_hasher: str

@@ -17,9 +17,10 @@ import msgspec
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col
 
+from app.columns import utc_now
 from app.errors import Gone, NotFound
 from app.keys.database import reading, writing
-from app.keys.models import ApiKey, Claim, Client, utc_now
+from app.keys.models import ApiKey, Claim, Client
 from app.keys.token import MalformedToken, ParsedToken, base62, mint, parse
 from app.keys.verifier import hkdf_sha256
 

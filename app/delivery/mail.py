@@ -11,9 +11,10 @@ from email.utils import format_datetime, getaddresses, make_msgid
 from pathlib import Path
 from typing import NamedTuple
 
+from app.columns import utc_now
 from app.delivery.smtp import BadAddress, Mail, Mailbox
 from app.delivery.templates import render
-from app.keys.models import ApiKey, utc_now
+from app.keys.models import ApiKey
 
 ONBOARDING = "Your Logger API Credentials"
 ROTATION = "API Key Rotation - Action Required"

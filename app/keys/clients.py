@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 from sqlmodel import Session, col, or_, select
 
+from app.columns import utc_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
 from app.keys.changes import Asker, advance, writing_for
 from app.keys.database import reading
 from app.keys.faults import SLUG_DETAIL, check_client
-from app.keys.models import Client, utc_now
+from app.keys.models import Client
 from app.keys.principal import Principal
 from app.keys.token import CLIENT_ID_PATTERN
 

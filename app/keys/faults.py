@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from app.columns import utc_now
 from app.errors import Invalid, fault
 from app.journal import redacted
-from app.keys.models import LIMIT_NAMES, ApiKey, Client, utc_now
+from app.keys.models import LIMIT_NAMES, ApiKey, Client
 from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import CLIENT_ID_PATTERN, ENVIRONMENTS, PREFIX_PATTERN
 

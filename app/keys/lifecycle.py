@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from app.columns import utc_now
 from app.errors import Conflict, Invalid
 from app.keys.authority import (
     check_change,
@@ -25,7 +26,7 @@ from app.keys.authority import (
 from app.keys.changes import Asker, advance, writing_for
 from app.keys.database import writing
 from app.keys.faults import check_key
-from app.keys.models import LIMIT_NAMES, ApiKey, utc_now
+from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Principal
 from app.keys.records import Candidate, KeyRecord
 from app.keys.registry import IMPORTED, find_key, give_token

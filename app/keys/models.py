@@ -1,59 +1,16 @@
-"""The rows of the control database: clients and their keys.
+"""The rows of the control database: clients and their keys."""
 
-Names of constraints follow one convention, because SQLite's batch migrations and PostgreSQL's
-`ALTER TABLE ... DROP CONSTRAINT` can only reach what has a name.
-"""
-
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Text
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import BigInteger, Text
 from sqlmodel import Field, SQLModel
 
-SQLModel.metadata.naming_convention = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
+from app.columns import Json, UtcDateTime, utc_now
 
 # The columns that clients and keys have for their limits.
 LIMIT_NAMES = ("requests_per_minute", "logs_per_minute", "bytes_per_minute")
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment: refused when it has no zone, stored and returned as UTC, on SQLite too."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Turn any zone into UTC; a moment without one is a programming error."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"a time without a zone: {value!r}")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Put back the zone, which SQLite does not keep."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# An absent list is SQL's NULL, not JSON's null: `IS NULL` must find it.
-_Json = JSON(none_as_null=True)
-
-
-def utc_now() -> datetime:
-    """Give the present, aware, in milliseconds as replies show it."""
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 class Client(SQLModel, table=True):
@@ -67,14 +24,14 @@ class Client(SQLModel, table=True):
     is_active: bool = True
     retention_days: int | None = None
     # {dataset: days}; what it does not name has `retention_days`.
-    dataset_retention_days: dict[str, int] | None = Field(default=None, sa_type=_Json)
+    dataset_retention_days: dict[str, int] | None = Field(default=None, sa_type=Json)
     # NULL = the service's default, 0 = unlimited.
     requests_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     logs_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     bytes_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     # `metadata` is taken by SQLAlchemy on every mapped class, hence the other attribute name.
     extra: dict[str, Any] = Field(
-        default_factory=dict, sa_type=_Json, sa_column_kwargs={"name": "metadata"}
+        default_factory=dict, sa_type=Json, sa_column_kwargs={"name": "metadata"}
     )
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
@@ -100,20 +57,25 @@ class ApiKey(SQLModel, table=True):
     environment: str = Field(default="live", max_length=16)
     role: str = Field(max_length=32)
     # NULL = those of the role.
-    scopes: list[str] | None = Field(default=None, sa_type=_Json)
+    scopes: list[str] | None = Field(default=None, sa_type=Json)
     # NULL = all.
-    allowed_datasets: list[str] | None = Field(default=None, sa_type=_Json)
+    allowed_datasets: list[str] | None = Field(default=None, sa_type=Json)
     # NULL = the service's default, 0 = unlimited; never above the client's either way.
     requests_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     logs_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     bytes_per_minute: int | None = Field(default=None, sa_type=BigInteger)
     extra: dict[str, Any] = Field(
-        default_factory=dict, sa_type=_Json, sa_column_kwargs={"name": "metadata"}
+        default_factory=dict, sa_type=Json, sa_column_kwargs={"name": "metadata"}
     )
-    allowed_cidrs: list[str] | None = Field(default=None, sa_type=_Json)
-    allowed_countries: list[str] | None = Field(default=None, sa_type=_Json)
-    allowed_hours: dict[str, Any] | None = Field(default=None, sa_type=_Json)
+    allowed_cidrs: list[str] | None = Field(default=None, sa_type=Json)
+    allowed_countries: list[str] | None = Field(default=None, sa_type=Json)
+    allowed_hours: dict[str, Any] | None = Field(default=None, sa_type=Json)
     require_signature: bool = False
+    # `report`: what the four above would refuse is only reported.
+    restrictions_mode: str = Field(default="enforce", max_length=16)
+    # What requests are signed with: see app/protect/signing_keys.py.
+    signature_algorithm: str | None = Field(default=None, max_length=16)
+    signing_key: str | None = Field(default=None, sa_type=Text)
 
     # NULL once deleted: nothing can then match, whatever the other columns say.
     verifier: str | None = Field(default=None, max_length=255)
@@ -121,6 +83,8 @@ class ApiKey(SQLModel, table=True):
     lookup_tag: str | None = Field(default=None, index=True, max_length=32)
 
     is_active: bool = True
+    # Set by what watches for abuse, and taken back by whoever activates the key.
+    quarantined_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     created_by: str | None = Field(default=None, max_length=255)
     expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
@@ -210,6 +174,21 @@ class KeySource(SQLModel, table=True):
     requests: int = Field(sa_type=BigInteger)
     first_seen_at: datetime = Field(sa_type=UtcDateTime)
     last_seen_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class KeyAccess(SQLModel, table=True):
+    """What a key did in a minute (Unix time / 60 s): where, from where, and with what outcome."""
+
+    __tablename__ = "key_access"
+
+    key_id: str = Field(primary_key=True, max_length=64)
+    minute: int = Field(primary_key=True, sa_type=BigInteger, index=True)
+    endpoint: str = Field(primary_key=True, max_length=255)
+    dataset: str = Field(primary_key=True, max_length=63)
+    source_ip: str = Field(primary_key=True, max_length=45)
+    user_agent: str = Field(primary_key=True, max_length=255)
+    outcome: str = Field(primary_key=True, max_length=16)
+    requests: int = Field(sa_type=BigInteger)
 
 
 class Worker(SQLModel, table=True):

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from app.keys.models import LIMIT_NAMES, ApiKey, Client, KeySource, KeyUse, utc_now
+from app.columns import utc_now
+from app.keys.models import LIMIT_NAMES, ApiKey, Client, KeySource, KeyUse
 from app.keys.roles import ADMIN, effective_scopes
 
 _DAY_S = 86_400

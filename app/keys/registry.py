@@ -13,13 +13,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Engine, delete
 from sqlmodel import Session, col, select
 
+from app.columns import utc_now
 from app.errors import Conflict, Invalid, NotFound, fault
 from app.keys.authority import check_reach, check_role, check_within, narrow
 from app.keys.changes import Asker, writing_for
 from app.keys.clients import add_client, find_client
 from app.keys.database import reading
 from app.keys.faults import check_new_key
-from app.keys.models import ApiKey, CreatedOnce, utc_now
+from app.keys.models import ApiKey, CreatedOnce
 from app.keys.objects import RotationPolicy
 from app.keys.principal import Principal
 from app.keys.roles import ADMIN

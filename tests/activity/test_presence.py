@@ -14,12 +14,13 @@ from sqlmodel import Session, select
 
 from app.activity.database import open_activity
 from app.activity.presence import FORGOTTEN_S, LIVE_S, Presence, await_dropped
+from app.columns import utc_now
 from app.keys.changes import advance
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import embedded_url, open_engine, reading, upgrade, writing
 from app.keys.keyring import Keyring
 from app.keys.lifecycle import deactivate_key
-from app.keys.models import Client, Generation, Worker, utc_now
+from app.keys.models import Client, Generation, Worker
 from app.keys.objects import iso_time
 from app.keys.principal import UNLIMITED
 from app.keys.registry import create_key

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.columns import utc_now
 from app.delivery.mail import (
     ONBOARDING,
     ROTATION,
@@ -20,7 +21,7 @@ from app.delivery.mail import (
 )
 from app.delivery.smtp import BadAddress, Mail, Mailbox, mailbox
 from app.delivery.templates import SAMPLES, utc_text
-from app.keys.models import ApiKey, utc_now
+from app.keys.models import ApiKey
 from tests.delivery.mail_sink import mailboxes, part, read_message, texts_by_id
 
 URL = "https://logs.example.com"

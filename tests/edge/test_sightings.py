@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from app.activity.database import open_activity
 from app.activity.uses import Sighting, read_sources, read_uses
+from app.columns import utc_now
 from app.edge.sightings import (
     KEYS_PER_WRITE,
     LAST_FLUSH_S_MAX,
@@ -24,7 +25,6 @@ from app.edge.sightings import (
 )
 from app.errors import StorageUnavailable
 from app.keys.database import embedded_url, open_engine
-from app.keys.models import utc_now
 from tests.support import NDJSON, Service, eventually, key_id_of, ndjson, record, running
 
 

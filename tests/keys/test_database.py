@@ -116,6 +116,32 @@ def test_a_key_needs_its_client(fresh_engine: Engine) -> None:
         session.add(ApiKey(key_id="k", key_prefix="k", client_id="no", name="n", role="client"))
 
 
+def test_a_quoted_false_is_refused(engine: Engine) -> None:
+    """An edit by hand that SQLite would store as a text, which counts as true, switches nothing on.
+
+    What is in the database of an older version so, is off once it has been brought up to date.
+    """
+    with migrating(engine) as config:
+        command.downgrade(config, "0002")
+    with writing(engine) as session:
+        # Without the columns of later versions, so by hand.
+        session.connection().exec_driver_sql(
+            """INSERT INTO clients (client_id, name, is_active, metadata, created_at, updated_at)
+            VALUES ('acme', 'Acme', 'false', '{}', '2030-01-01', '2030-01-01')"""
+        )
+    upgrade(engine)
+    with writing(engine) as session:
+        client = session.get(Client, "acme")
+        assert client is not None
+        assert not client.is_active
+        session.add(
+            ApiKey(key_id="k", key_prefix="k***", client_id="acme", name="n", role="client")
+        )
+    for table in ("clients", "api_keys"):
+        with pytest.raises(IntegrityError, match="CHECK"), writing(engine) as session:
+            session.connection().exec_driver_sql(f"UPDATE {table} SET is_active = 'false'")
+
+
 def test_a_time_without_zone_is_refused(engine: Engine) -> None:
     """What could mean any moment is not stored."""
     naive = datetime(2030, 1, 1)  # noqa: DTZ001 (that is the point)
@@ -267,7 +293,7 @@ def test_a_new_migration_is_drafted_from_the_models(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    (draft,) = (tmp_path / "migrations/versions").glob("0003_*.py")
+    (draft,) = (tmp_path / "migrations/versions").glob("0004_*.py")
     written = draft.read_text()
-    assert "down_revision: str | None = '0002'" in written
+    assert "down_revision: str | None = '0003'" in written
     assert written.count("    pass\n") == 2

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import select
 
+from app.columns import utc_now
 from app.errors import Invalid, NotFound
 from app.keys.bootstrap import see_clients
 from app.keys.database import reading
 from app.keys.entry import Entry
 from app.keys.imports import StoredAlready, import_key
 from app.keys.lifecycle import delete_key
-from app.keys.models import Client, utc_now
+from app.keys.models import Client
 from app.keys.registry import list_keys
 from app.keys.token import mint
 from app.keys.verifier import Peppers, is_argon2

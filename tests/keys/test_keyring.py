@@ -17,6 +17,7 @@ from zlib import crc32
 import pytest
 from sqlalchemy import Engine, event
 
+from app.columns import utc_now
 from app.errors import InvalidKey, Overloaded, StorageUnavailable
 from app.keys import database
 from app.keys import keyring as keyring_module
@@ -27,7 +28,7 @@ from app.keys.entry import Entry
 from app.keys.imports import import_key
 from app.keys.keyring import READS_UNLISTED_MAX, Keyring
 from app.keys.lifecycle import deactivate_key
-from app.keys.models import ApiKey, Client, utc_now
+from app.keys.models import ApiKey, Client
 from app.keys.principal import Limits
 from app.keys.records import LIVE_STEP_ROWS
 from app.keys.registry import create_key, new_key

@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 
+from app.columns import utc_now
 from app.errors import Invalid, NotFound
 from app.keys.clients import add_client
 from app.keys.database import reading, writing
 from app.keys.lifecycle import deactivate_key
-from app.keys.models import utc_now
 from app.keys.objects import RotationPolicy, iso_time, key_object
 from app.keys.registry import (
     KeyFilter,

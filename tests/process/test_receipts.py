@@ -15,8 +15,9 @@ from sqlmodel import select
 
 from app.activity.database import open_activity
 from app.activity.uses import read_sources, read_uses
+from app.columns import utc_now
 from app.keys.database import embedded_url, open_engine, reading
-from app.keys.models import KeyUse, Worker, utc_now
+from app.keys.models import KeyUse, Worker
 from loadtests.server import HOST, ROOT, Server, make_key, product_env, start_product
 from tests.process.service import (
     PATH,

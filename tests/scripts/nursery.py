@@ -46,7 +46,12 @@ class Nursery:
         )
 
     def run(
-        self, command: str, arguments: list[str], cwd: Path, environment: dict[str, str], answer: str
+        self,
+        command: str,
+        arguments: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        answer: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command with `answer` on its standard input, to its end."""
         assert self._process.stdin is not None

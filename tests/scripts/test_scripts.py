@@ -236,6 +236,25 @@ def test_revoke_again_is_no_fault(run: Runner) -> None:
     assert "was revoked already; no worker runs." in again
 
 
+def test_revoke_names_the_heir(run: Runner) -> None:
+    """Whoever revokes a key that was rotated is told of the key that works on instead."""
+    old = run.json("generate_api_key", "--client", "acme")["key_id"]
+    heir = run.json("rotate_api_key", old)
+    done = run("revoke_api_key", old, "--yes")
+    told = f"Note: {heir['key_prefix']} ({heir['name']}) took over from it and works on.\n"
+    assert (done.returncode, done.stderr) == (0, told)
+    assert run("revoke_api_key", heir["key_id"], "--yes").stderr == ""
+    assert run("revoke_api_key", old, "--yes").stderr == ""
+
+
+def test_list_of_nobody(run: Runner) -> None:
+    """The keys of a client that there is not are no empty list: it may be mistyped."""
+    run.json("generate_api_key", "--client", "acme")
+    done = run("list_api_keys", "--client", "amce")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Error: no client 'amce'" in done.stderr
+
+
 def test_revoke_names_workers_that_are_late(run: Runner) -> None:
     """A worker that does not answer, or cannot be seen, takes nothing from the revocation."""
     keys = [run.json("generate_api_key", "--client", "acme") for _ in range(2)]

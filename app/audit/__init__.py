@@ -1,0 +1,1 @@
+"""What was done and what was refused: events in chains that show any later change."""

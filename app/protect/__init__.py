@@ -1,0 +1,1 @@
+"""What protects keys beyond their secret: restrictions, signatures, watchful eyes."""

@@ -1,0 +1,49 @@
+"""The rows of what watches and protects; on embedded storage in activity.db."""
+
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy import BigInteger, Text
+from sqlmodel import Field, SQLModel
+
+from app.columns import UtcDateTime
+
+
+class Alert(SQLModel, table=True):
+    """What a rule has found; while it goes on it is one alert that counts."""
+
+    __tablename__ = "alerts"
+
+    alert_id: UUID = Field(default_factory=uuid4, primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime, index=True)
+    last_at: datetime = Field(sa_type=UtcDateTime)
+    count: int = Field(sa_type=BigInteger)
+    rule: str = Field(max_length=64)
+    severity: str = Field(max_length=16)
+    action: str = Field(max_length=32)
+    client_id: str | None = Field(default=None, max_length=63)
+    key_id: str | None = Field(default=None, max_length=64)
+    source_ip: str = Field(max_length=45)
+    detail: str = Field(sa_type=Text)
+    # Who was told: `pending` until webhook and mail have gone out.
+    told: str = Field(max_length=32)
+
+
+class AddressBlock(SQLModel, table=True):
+    """A source address, or network, that gets no answer but a refusal for a while."""
+
+    __tablename__ = "address_blocks"
+
+    address: str = Field(primary_key=True, max_length=64)
+    until: datetime = Field(sa_type=UtcDateTime)
+    alert_id: UUID
+
+
+class Nonce(SQLModel, table=True):
+    """A nonce that a key's signed request has used up."""
+
+    __tablename__ = "nonces"
+
+    key_id: str = Field(primary_key=True, max_length=64)
+    nonce: str = Field(primary_key=True, max_length=128)
+    expires_at: datetime = Field(sa_type=UtcDateTime, index=True)
