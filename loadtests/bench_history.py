@@ -31,6 +31,8 @@ CLIENTS = 20
 LOGS, LOGS_QUICK = 3_000_000, 300_000
 DAYS = 3
 ASKED_PER_S = 20
+# Of questions that read every log of a client, or ask of all clients.
+HEAVY_PER_S = 4
 ASKING_CONNECTIONS = 4
 RARE_WORDS = 50
 DISK_PART_MAX = 0.5
@@ -57,6 +59,7 @@ class Question(NamedTuple):
     title: str
     p95_ms_max: float
     requests: Callable[[History], list[bytes]]
+    per_s: int = ASKED_PER_S
 
 
 def _get(history: History, *queries: dict[str, str]) -> list[bytes]:
@@ -84,7 +87,14 @@ def _rare(history: History) -> list[bytes]:
     ]
 
 
-BY_HOUR = {"metrics": ["count"], "dimensions": ["time:1h", "status"], "limit": 10_000}
+# With both bounds, as a dashboard asks; some logs stray years from the others.
+BY_HOUR = {
+    "metrics": ["count"],
+    "dimensions": ["time:1h", "status"],
+    "from": f"-{DAYS}d",
+    "to": "-0s",
+    "limit": 10_000,
+}
 SLOWEST = {"metrics": ["p95_duration_ms"], "dimensions": ["workflow"]}
 SYNC = {"workflow": "order-sync"}
 QUESTIONS = (
@@ -103,13 +113,20 @@ QUESTIONS = (
         "the same of all clients",
         100,
         lambda h: _table([h.admin], {**BY_HOUR, "client_id": "*"}),
+        HEAVY_PER_S,
     ),
-    Question("p95", "p95 of durations by workflow", 250, lambda h: _table(h.keys, SLOWEST)),
+    Question(
+        "p95",
+        "p95 of durations by workflow",
+        250,
+        lambda h: _table(h.keys, SLOWEST),
+        HEAVY_PER_S,
+    ),
 )
 
 
 def ask(question: Question, lab: Lab) -> Row:
-    """Ask a steady 20 times a second, while 2,000 logs a second arrive."""
+    """Ask at a steady rate, while 2,000 logs a second arrive."""
     seconds = 6.0 if lab.quick else 20.0
     history = three_days(lab)
     arriving = start(arrivals(history, seconds + 3))
@@ -122,7 +139,7 @@ def ask(question: Question, lab: Lab) -> Row:
     return Row(
         name=f"{question.title}, {history.logs:,} logs of {DAYS} days",
         figure=f"p95 {answers.p95_ms:.1f} ms (p50 {answers.p50_ms:.1f}, p99 {answers.p99_ms:.1f})",
-        baseline=f"while {rate:,.0f} logs/s arrive",
+        baseline=f"{question.per_s} a second, while {rate:,.0f} logs/s arrive",
         goal=f"p95 <= {question.p95_ms_max:.0f} ms",
         passed=answers.p95_ms <= question.p95_ms_max and rate >= 0.98 * ARRIVING_LOGS_PER_S,
         detail={"asked": answers.requests, "arrivals_p99_ms": arrived.p99_ms},
@@ -146,12 +163,12 @@ def ingest_beside_questions(lab: Lab) -> Row:
     alone, beside = [], []
     for _ in range(rounds):
         alone.append(run_in_process(flood).require(201).requests_per_s)
-        asking = start(Plan(flood.port, requests, 1, seconds=seconds, rate_per_s=ASKED_PER_S / 4))
+        asking = start(Plan(flood.port, requests, 1, seconds=seconds, rate_per_s=HEAVY_PER_S))
         beside.append(run_in_process(flood).require(201).requests_per_s)
         asking.wait().require(200)
     ratio = sorted(b / a for a, b in zip(alone, beside, strict=True))[rounds // 2]
     return Row(
-        name=f"ingest beside {ASKED_PER_S / 4:.0f} questions a second",
+        name=f"ingest beside {HEAVY_PER_S} questions a second",
         figure=f"{max(beside):,.0f} logs/s",
         baseline=f"{max(alone):,.0f} logs/s without",
         goal=f">= {INGEST_PART_MIN}",
@@ -185,7 +202,7 @@ def _asking(question: Question, history: History, seconds: float) -> Plan:
         tuple(requests),
         ASKING_CONNECTIONS,
         seconds=seconds,
-        rate_per_s=ASKED_PER_S,
+        rate_per_s=question.per_s,
     )
 
 

@@ -7,11 +7,11 @@ of several files together and makes the table.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import floor
 from typing import Any
 
 from app.errors import Invalid, fault
 from app.logs.identity import parse_id
+from app.logs.percentile import percentile
 from app.logs.selection import Fault, Selection, parse_selection
 from app.logs.timestamp import US_PER_MINUTE, format_instant
 
@@ -62,24 +62,14 @@ def countable_ms(duration_ms: float | str) -> float:
     return float(min(number, DURATION_MS_MAX))  # an integer may be too large for a float
 
 
-def _percentile(values_ms: list[float], percent: int) -> float | None:
-    """Interpolate between the two nearest of sorted values, as PERCENTILE_CONT of SQL does."""
-    if not values_ms:
-        return None
-    at = (len(values_ms) - 1) * percent / 100
-    low = floor(at)
-    high = min(low + 1, len(values_ms) - 1)
-    return values_ms[low] + (values_ms[high] - values_ms[low]) * (at - low)
-
-
 METRICS: Mapping[str, Callable[[Sums], Cell]] = {
     "count": lambda sums: sums.logs,
     "error_count": lambda sums: sums.errors,
     "error_rate": lambda sums: sums.errors / sums.logs if sums.logs else None,
     "avg_duration_ms": lambda sums: sums.duration_ms / sums.durations if sums.durations else None,
-    "p50_duration_ms": lambda sums: _percentile(sums.values_ms, 50),
-    "p95_duration_ms": lambda sums: _percentile(sums.values_ms, 95),
-    "p99_duration_ms": lambda sums: _percentile(sums.values_ms, 99),
+    "p50_duration_ms": lambda sums: percentile(sums.values_ms, 50),
+    "p95_duration_ms": lambda sums: percentile(sums.values_ms, 95),
+    "p99_duration_ms": lambda sums: percentile(sums.values_ms, 99),
     "distinct_runs": lambda sums: len(sums.runs),
 }
 
@@ -143,7 +133,6 @@ class Groups:
         asked = self._aggregation
         rows = []
         for key, sums in self._groups.items():
-            sums.values_ms.sort()
             rows.append([*key, *(METRICS[metric](sums) for metric in asked.metrics)])
         rows.sort(key=lambda row: [_sortable(cell) for cell in row[: len(asked.dimensions)]])
         for column, descends in reversed(asked.order):

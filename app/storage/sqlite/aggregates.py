@@ -1,8 +1,8 @@
 """Tables of counts and measures from day files.
 
 Sealed logs have been summed by the hour; where these sums answer, few logs are looked at: those
-that wait, and those at ragged ends of the time asked for. Where each duration or run counts, the
-columns of all are read; where texts decide, the logs themselves, page by page.
+that wait, and those at ragged ends of the time asked for. Where each duration or run counts, their
+columns are read of all logs; where texts decide, the logs themselves, page by page.
 """
 
 import json
@@ -33,6 +33,7 @@ from app.storage.sqlite.pages import read_page
 from app.storage.sqlite.sealing import US_PER_HOUR
 from app.storage.sqlite.sources import (
     Files,
+    conditions,
     instant_bounds,
     row_conditions,
     series_conditions,
@@ -42,19 +43,15 @@ from app.storage.sqlite.sources import (
 # Logs looked into at a time, where texts decide.
 PAGE_LOGS = 5000
 
+# Logs whose durations or runs are read in one step: the interpreter is held while they are decoded.
+STEP_LOGS = 65_536
+
 _decode_groups = msgspec.json.Decoder(
-    list[
-        tuple[
-            list[str | int | None],
-            int,
-            int,
-            int,
-            float | None,
-            list[float | None] | None,
-            list[int | str | None] | None,
-        ]
-    ]
+    list[tuple[list[str | int | None], int, int, int, float | None]]
 ).decode
+_decode_codes = msgspec.json.Decoder(list[int | tuple[int, int]]).decode
+_decode_values = msgspec.json.Decoder(list[float | None]).decode
+_decode_runs = msgspec.json.Decoder(list[int | str | None]).decode
 
 
 def read_table(files: Files, query: Aggregation) -> list[list[Cell]]:
@@ -64,40 +61,33 @@ def read_table(files: Files, query: Aggregation) -> list[list[Cell]]:
         for client_id in _clients(files, query):
             for key, sums in _of_logs(files, query, client_id):
                 groups.add(key, sums)
-    else:
-        for day in files.days():
-            for key, sums in _of_columns(files, query, day):
+        return groups.table()
+    for day in files.days():
+        for key, sums in _of_columns(files, query, day):
+            groups.add(key, sums)
+        if query.needs_values or query.needs_runs:
+            for key, sums in _each_of_columns(files, query, day):
                 groups.add(key, sums)
     return groups.table()
 
 
-# Where columns decide.
+# Where columns decide: what can be summed up.
 
 
 def _of_columns(files: Files, query: Aggregation, day: int) -> Iterator[tuple[Key, Sums]]:
     """Yield the groups of one file, summed up by SQL."""
     span = _span(query)
     found = files.db(day).execute(_sql(query, span), _values(query, span)).fetchone()
-    for key, logs, errors, durations, duration_ms, values_ms, runs in _decode_groups(found[0]):
-        yield (
-            tuple(key),
-            Sums(
-                logs,
-                errors,
-                durations,
-                duration_ms or 0.0,
-                [value for value in values_ms or () if value is not None],
-                {
-                    run_hash(run) if isinstance(run, str) else run
-                    for run in runs or ()
-                    if run is not None
-                },
-            ),
-        )
+    for key, logs, errors, durations, duration_ms in _decode_groups(found[0]):
+        yield tuple(key), Sums(logs, errors, durations, duration_ms or 0.0)
 
 
 class _Span(NamedTuple):
-    """The time asked for: its keys, and the whole hours in it that the sums by hour answer for."""
+    """The time asked for: its keys, and the hours that the sums by hour answer for.
+
+    Those are whole hours within it; or where tallies do, those to which its ends are the nearest:
+    of an hour that has just begun or nearly ended few logs are then left to add or to take off.
+    """
 
     low: tuple[int, int]
     high: tuple[int, int]
@@ -113,10 +103,10 @@ def _span(query: Aggregation) -> _Span:
     low, high = instant_bounds(query)
     first = -(-(low[0] + (low[1] > 0)) // US_PER_HOUR)
     last = high[0] // US_PER_HOUR
+    if _is_tallied(query):
+        first, last = ((end[0] + US_PER_HOUR // 2) // US_PER_HOUR for end in (low, high))
     if (
-        query.needs_values
-        or query.needs_runs
-        or "run_id" in query.filters
+        "run_id" in query.filters
         or query.min_duration_ms is not None
         or (TIME in query.dimensions and query.bucket_minutes % 60)
     ):
@@ -127,21 +117,17 @@ def _span(query: Aggregation) -> _Span:
 def _sql(query: Aggregation, span: _Span) -> str:
     """Compose the statement; every value is bound, never written into the text."""
     columns = [_dimension(name, query.bucket_minutes) for name in query.dimensions]
-    values = "json_group_array(value_ms)" if query.needs_values else "NULL"
-    runs = "json_group_array(DISTINCT run)" if query.needs_runs else "NULL"
     failed = ", ".join(f"'{status}'" for status in ERROR_STATUSES)
     where = series_conditions(query)
     return f"""
         WITH part AS ({" UNION ALL ".join(_parts(query, span))}), made AS (
             SELECT json_array({", ".join(columns)}) AS key, sum(logs) AS logs,
-                sum(iif(s.status IN ({failed}), logs, 0)) AS errors,
-                sum(durations) AS durations, sum(duration_ms) AS duration_ms,
-                {values} AS value_ms, {runs} AS runs
-            FROM part p CROSS JOIN series s ON s.id = p.series
+                sum(iif(status IN ({failed}), logs, 0)) AS errors,
+                sum(durations) AS durations, sum(duration_ms) AS duration_ms
+            FROM part
             {"WHERE " + " AND ".join(where) if where else ""}
-            GROUP BY {", ".join(columns) or "1 = 1"})
-        SELECT json_group_array(json_array(
-            json(key), logs, errors, durations, duration_ms, json(value_ms), json(runs)))
+            GROUP BY {", ".join(columns) or "1 = 1"} HAVING sum(logs))
+        SELECT json_group_array(json_array(json(key), logs, errors, durations, duration_ms))
         FROM made"""
 
 
@@ -150,40 +136,69 @@ def _dimension(name: str, bucket_minutes: int) -> str:
         width = bucket_minutes * US_PER_MINUTE
         return f"us - ((us % {width}) + {width}) % {width}"
     if name == "client_id":
-        return "(SELECT client_id FROM clients c WHERE c.id = s.client)"
+        return "(SELECT client_id FROM clients c WHERE c.id = client)"
     assert name in DIMENSIONS  # noqa: S101  # it goes into the text of a statement
-    return f"s.{name}"
+    return name
+
+
+_SERIES = "s.client, s.dataset, s.environment, s.status, s.level, s.workflow"
 
 
 def _parts(query: Aggregation, span: _Span) -> Iterator[str]:
-    """Yield statements that give (us, series, logs, durations, duration_ms, value_ms, run)."""
+    """Yield statements that give us, sums, and the columns of a series."""
     low, high = ":low_us, :low_seq", ":high_us, :high_seq"
     yield _rows(query, "logs", "run_id", low, high)
     if not span.by_hours:
         yield _rows(query, "sealed", "run", low, high)
         return
-    # The ragged ends, of which one or both may be empty.
-    yield _rows(query, "sealed", "run", low, ":first_us, 0")
-    yield _rows(query, "sealed", "run", ":last_us, 0", high)
+    # The ragged ends, most of which are empty.
+    first, last = ":first_us, 0", ":last_us, 0"
+    yield _rows(query, "sealed", "run", low, first)
+    yield _rows(query, "sealed", "run", last, high)
+    tallied = _is_tallied(query)
+    if tallied:
+        yield _rows(query, "sealed", "run", first, low, logs=-1)
+        yield _rows(query, "sealed", "run", high, last, logs=-1)
     yield f"""
-        SELECT hour * {US_PER_HOUR} AS us, series, logs, durations, duration_ms,
-            NULL AS value_ms, NULL AS run
-        FROM clients c CROSS JOIN hours h ON h.client = c.id
+        SELECT hour * {US_PER_HOUR} AS us, logs, {_TALLIED if tallied else _SUMMED}
+        FROM clients c CROSS JOIN {"tallies" if tallied else "hours"} h ON h.client = c.id
+        {"" if tallied else "CROSS JOIN series s ON s.id = h.series"}
         WHERE {_client(query)} AND hour >= :first_hour AND hour < :last_hour"""
 
 
-def _rows(query: Aggregation, table: str, run: str, low: str, high: str) -> str:
+_TALLIED = """0 AS durations, 0.0 AS duration_ms,
+    h.client, dataset, NULL AS environment, status, NULL AS level, NULL AS workflow"""
+_SUMMED = f"durations, duration_ms, {_SERIES}"
+
+
+def _is_tallied(query: Aggregation) -> bool:
+    """Say whether no more is asked than how many logs of a dataset and status there are."""
+    return (
+        "avg_duration_ms" not in query.metrics
+        and {"workflow", "environment", "level"}.isdisjoint(query.dimensions)
+        and query.filters.keys() <= {"dataset", "status"}
+    )
+
+
+def _rows(  # noqa: PLR0913, PLR0917  # which rows, and what they count
+    query: Aggregation, table: str, run: str, low: str, high: str, logs: int = 1
+) -> str:
     where = [_client(query), *row_conditions(query, run)]
     return f"""
-        SELECT us, series, 1 AS logs, duration_ms IS NOT NULL AS durations,
-            {_COUNTABLE} AS duration_ms, {_COUNTABLE} AS value_ms, {run} AS run
+        SELECT us, {logs} AS logs, duration_ms IS NOT NULL AS durations,
+            {_COUNTABLE} AS duration_ms, {_SERIES}
         FROM clients c CROSS JOIN {table} l
             ON l.client = c.id AND (us, seq) >= ({low}) AND (us, seq) < ({high})
+        CROSS JOIN series s ON s.id = l.series
         WHERE {" AND ".join(where)}"""
 
 
 # See countable_ms; min() of SQLite is null if one of two is.
 _COUNTABLE = f"min(CAST(duration_ms AS REAL), {DURATION_MS_MAX!r})"
+
+
+# Most are whole numbers, and to write a float as text takes ten times as long.
+_EACH = f"iif(typeof(duration_ms) = 'integer', duration_ms, {_COUNTABLE})"
 
 
 def _client(query: Aggregation) -> str:
@@ -203,6 +218,111 @@ def _values(query: Aggregation, span: _Span) -> dict[str, Any]:
         "first_us": span.first_hour * US_PER_HOUR,
         "last_us": span.last_hour * US_PER_HOUR,
     }
+
+
+# Where columns decide: durations and runs of which each counts.
+
+
+def _each_of_columns(files: Files, query: Aggregation, day: int) -> Iterator[tuple[Key, Sums]]:
+    """Yield the durations and runs of one file, some at a time.
+
+    SQL would sort all logs to group them, which takes ten times as long as to read them.
+    """
+    listed = "SELECT json_group_array(json_array(id, client_id)) FROM clients c WHERE "
+    [found] = (
+        files.db(day).execute(listed + _client(query), _values(query, _span(query))).fetchone()
+    )
+    for client, client_id in json.loads(found):
+        keys = _keys_of_series(files, query, day, client, client_id)
+        for table, run in (("logs", "run_id"), ("sealed", "run")):
+            yield from _each(files, query, _Rows(day, client, table, run, keys))
+
+
+class _Rows(NamedTuple):
+    """A client's rows in a table, and the dimensions of each of its series, but for the time."""
+
+    day: int
+    client: int
+    table: str
+    run: str
+    keys: dict[int, Key]
+
+
+def _keys_of_series(
+    files: Files, query: Aggregation, day: int, client: int, client_id: str
+) -> dict[int, Key]:
+    columns = [name for name in query.dimensions if name not in {TIME, "client_id"}]
+    [found] = (
+        files.db(day)
+        .execute(
+            f"""SELECT json_group_array(json_array({", ".join(["id", *columns])}))
+            FROM series WHERE client = ?""",
+            (client,),
+        )
+        .fetchone()
+    )
+    keys = {}
+    for series, *cells in json.loads(found):
+        named = dict(zip(columns, cells, strict=True)) | {"client_id": client_id, TIME: None}
+        keys[series] = tuple(named[name] for name in query.dimensions)
+    return keys
+
+
+def _each(files: Files, query: Aggregation, rows: _Rows) -> Iterator[tuple[Key, Sums]]:
+    """Yield the durations and runs of a table's rows, a step's at a time."""
+    low, high = instant_bounds(query)
+    width = query.bucket_minutes * US_PER_MINUTE
+    code = "series"
+    if TIME in query.dimensions:
+        code = f"json_array(series, us - ((us % {width}) + {width}) % {width})"
+    bound = {**values(query), "client": rows.client, "high_us": high[0], "high_seq": high[1]}
+    where = " AND ".join(("client = :client", *conditions(query, rows.run)))
+    after = "(us, seq) >= (:low_us, :low_seq)"
+    end: tuple[int, int] | None = low
+    while end is not None:
+        bound |= {"low_us": end[0], "low_seq": end[1]}
+        db = files.db(rows.day)  # each time, for it says when time is up
+        end = db.execute(
+            f"""SELECT us, seq FROM {rows.table} WHERE client = :client AND {after}
+            AND (us, seq) < (:high_us, :high_seq) ORDER BY us, seq LIMIT 1 OFFSET {STEP_LOGS}""",
+            bound,
+        ).fetchone()
+        if end is not None:
+            upper = {"high_us": end[0], "high_seq": end[1]}
+        else:
+            upper = {"high_us": high[0], "high_seq": high[1]}
+        codes, durations, runs = db.execute(
+            f"""SELECT json_group_array({code}),
+                {f"json_group_array({_EACH})" if query.needs_values else "NULL"},
+                {f"json_group_array({rows.run})" if query.needs_runs else "NULL"}
+            FROM {rows.table} WHERE {where} AND {after} AND (us, seq) < (:high_us, :high_seq)""",
+            {**bound, **upper},
+        ).fetchone()
+        yield from _gathered(query, rows, codes, durations, runs)
+
+
+def _gathered(
+    query: Aggregation, rows: _Rows, codes: str, durations: str | None, runs: str | None
+) -> Iterator[tuple[Key, Sums]]:
+    """Yield what belongs to each code: a series, and where time is asked for the bucket."""
+    decoded = _decode_codes(codes)
+    found: dict[int | tuple[int, int], Sums] = {code: Sums() for code in set(decoded)}
+    if durations is not None:
+        lists = {code: sums.values_ms for code, sums in found.items()}
+        for code, value in zip(decoded, _decode_values(durations), strict=True):
+            if value is not None:
+                lists[code].append(value)
+    if runs is not None:
+        for code, run in zip(decoded, _decode_runs(runs), strict=True):
+            if run is not None:
+                found[code].runs.add(run_hash(run) if isinstance(run, str) else run)
+    for code, sums in found.items():
+        if isinstance(code, int):
+            yield rows.keys[code], sums
+        else:
+            key = rows.keys[code[0]]
+            at = query.dimensions.index(TIME)
+            yield (*key[:at], code[1], *key[at + 1 :]), sums
 
 
 # Where texts decide.

@@ -24,6 +24,7 @@ from app.storage.sqlite.sources import (
     sealed_lines,
     source_values,
     sources_of,
+    up_to,
     within,
 )
 
@@ -45,6 +46,8 @@ def read_part(files: Files, query: LogQuery) -> Part:
         if part.cut and is_beyond(source, part.logs[-1][0], descending=descending):
             break
         for read in readers:
+            if part.cut:
+                source = up_to(source, part.logs[-1][0], descending=descending)  # noqa: PLW2901
             part = _join(query, part, read(files, query, source))
     return part
 

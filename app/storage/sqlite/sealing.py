@@ -18,10 +18,10 @@ from app.storage.sqlite.render import RENDER, SIZE
 from app.storage.sqlite.wire import Block, Head, Seal
 
 # Logs of one client that may wait: a search reads each of them, in some milliseconds.
-WAITING_LOGS = 2048
+WAITING_LOGS = 1024
 # So many wait for more of their time, where they stray far from the others. A block of strays
 # would be in the way of every page from there to here; thousands of them make better blocks.
-WAITING_STRAYS = 4096
+WAITING_STRAYS = 2048
 # A block is one of strays if it spans so many times the time that the middle one does.
 STRAYING = 4
 # One message to the writer, and one stop of its work: 5 ms.

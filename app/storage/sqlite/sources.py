@@ -187,8 +187,20 @@ _EDGES = f"""
 
 def is_beyond(source: Source, edge: str, *, descending: bool) -> bool:
     """Say whether all logs of a source stand behind the one of an id."""
-    us = int(edge[:15], 16) + MIN_US
+    us = _us_of(edge)
     return source.high[0] < us if descending else source.low[0] > us
+
+
+def up_to(source: Source, edge: str, *, descending: bool) -> Source:
+    """Leave out of a source what stands behind the log of an id, as of a microsecond."""
+    us = _us_of(edge)
+    if descending:
+        return source._replace(low=max(source.low, (us, 0)))
+    return source._replace(high=min(source.high, (us + 1, 0)))
+
+
+def _us_of(id_: str) -> int:
+    return int(id_[:15], 16) + MIN_US
 
 
 def instant_bounds(query: Selection) -> tuple[Key, Key]:

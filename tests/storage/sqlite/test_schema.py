@@ -22,6 +22,7 @@ from tests.storage.batches import make_batch, record
 TABLES = {
     *("clients", "series", "logs", "usage", "idempotency"),
     *("sealed", "blocks", "words", "hours", "rejected", "stale", "expired_ids"),
+    "tallies",
 }
 # As it was before there were blocks.
 VERSION_1 = (
@@ -69,6 +70,20 @@ VERSION_2 = (
         logs INTEGER NOT NULL, durations INTEGER NOT NULL, duration_ms REAL NOT NULL,
         PRIMARY KEY (client, hour, series)) WITHOUT ROWID""",
     "PRAGMA user_version = 2",
+)
+# What it was before counts were tallied.
+VERSION_3 = (
+    *VERSION_2,
+    "ALTER TABLE words ADD COLUMN first_commit_no INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE rejected (
+        client INTEGER NOT NULL, seq INTEGER NOT NULL, size INTEGER NOT NULL, dataset TEXT,
+        key_id TEXT NOT NULL, number INTEGER NOT NULL, field TEXT, detail TEXT NOT NULL,
+        record TEXT NOT NULL, PRIMARY KEY (client, seq)) WITHOUT ROWID""",
+    "CREATE TABLE stale (id INTEGER PRIMARY KEY, erasures INTEGER NOT NULL)",
+    """CREATE TABLE expired_ids (
+        client INTEGER NOT NULL, external_id TEXT NOT NULL, us INTEGER NOT NULL,
+        seq INTEGER NOT NULL, PRIMARY KEY (client, external_id)) WITHOUT ROWID""",
+    "PRAGMA user_version = 3",
 )
 OLD_LOGS = (
     "INSERT INTO clients VALUES (1, 'acme')",
@@ -178,7 +193,7 @@ def _messages(directory: Path, query: LogQuery) -> list[str]:
     return [log["message"] for log in json.loads(f"[{page.logs}]")]
 
 
-@pytest.mark.parametrize("version", [VERSION_1, VERSION_2], ids=["1", "2"])
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
 def test_a_file_of_an_earlier_version_is_upgraded(tmp_path: Path, version: tuple[str, ...]) -> None:
     """At the writer's start it gets what it lacks; its logs are read, sealed and known again."""
     day = 20_000
@@ -206,3 +221,22 @@ def test_a_file_of_an_earlier_version_is_upgraded(tmp_path: Path, version: tuple
     query = LogQuery("acme", search=parse_search("7"), metadata={"n": ("7",)})
     assert _messages(tmp_path, query) == ["old log 7"]
     files.drop()
+
+
+@pytest.mark.parametrize("version", [VERSION_2, VERSION_3], ids=["2", "3"])
+def test_sums_of_an_earlier_version_are_tallied(tmp_path: Path, version: tuple[str, ...]) -> None:
+    """What was summed up by the hour before there were tallies is in them after the upgrade."""
+    path = day_path(tmp_path, 20_000)
+    connection = sqlite3.connect(path, isolation_level=None)
+    series = "(?, 1, 'default', 'production', ?, NULL, ?)"
+    for statement in version:
+        connection.execute(statement)
+    for number, (status, workflow) in enumerate((("OK", "a"), ("OK", "b"), ("FAILED", "a"))):
+        connection.execute(f"INSERT INTO series VALUES {series}", (number, status, workflow))
+        connection.execute("INSERT INTO hours VALUES (1, 7, ?, ?, 0, 0.0)", (number, number + 1))
+    connection.close()
+    DayFiles(tmp_path, dedup_window_days=7).drop()
+    with sqlite3.connect(path) as connection:
+        tallies = connection.execute("SELECT * FROM tallies ORDER BY status").fetchall()
+    connection.close()
+    assert tallies == [(1, 7, "default", "FAILED", 3), (1, 7, "default", "OK", 3)]
