@@ -85,6 +85,41 @@ def test_kill_9_of_a_worker(tmp_path: Path) -> None:
     check_stored(tmp_path, CLIENT, load)
 
 
+def test_reads_go_on_while_the_writer_is_down(tmp_path: Path) -> None:
+    """Pages, single logs, tables, exports and usage are answered as before, by the files alone."""
+    key = make_key(tmp_path, CLIENT, role="owner")
+    headers = {"X-API-Key": key, "Content-Type": "application/json"}
+    log = {"environment": "dev", "executed_at": 0, "status": "OK", "duration_ms": 5}
+    table = {"metrics": ["count", "p95_duration_ms"], "dimensions": ["status"]}
+    with start_product(tmp_path) as server:
+        body = json.dumps([log | {"message": f"number {n}"} for n in range(50)]).encode()
+        assert ask(server.port, "POST", "/api/v1/logs", body, headers)[0] == 201
+
+        def answers() -> list[tuple[int, bytes]]:
+            page = ask(server.port, "GET", "/api/v1/logs?limit=10&q=number", headers=headers)
+            log_id = json.loads(page[2])["logs"][0]["id"]
+            export = ask(server.port, "GET", "/api/v1/logs/export?format=csv", headers=headers)
+            one = ask(server.port, "GET", f"/api/v1/logs/{log_id}", headers=headers)
+            question = json.dumps(table).encode()
+            rows = ask(server.port, "POST", "/api/v1/query", question, headers)
+            found = [page, one, export, rows, usage(server.port, headers)]
+            return [(reply[0], reply[2]) for reply in found]
+
+        before = answers()
+        assert {status for status, _ in before} == {200}
+        writer = the_writer_in(server)
+        writer.suspend()
+        try:
+            assert answers() == before
+        finally:
+            writer.resume()
+
+
+def usage(port: int, headers: dict[str, str]) -> Reply:
+    """Ask for all usage, by dataset."""
+    return ask(port, "GET", "/api/v1/usage?group_by=dataset", headers=headers)
+
+
 def _more(things: list[Reply], count: int) -> bool:
     return len(things) > count
 
