@@ -6,20 +6,24 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from app import __version__
 from app.errors import StorageUnavailable
-from app.settings import SERVER_LOCK, BadSetting, Settings, load_settings
+from app.settings import SERVER_LOCK, BadSetting, Settings, load_settings, with_example
+
+if TYPE_CHECKING:
+    from uvicorn import Config
 
 DRAIN_S_MAX = 7  # of the 10 s that a stop may take; closing the store may take 2 of them
-# Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
-KEEP_ALIVE_S = 75
 
 cli = typer.Typer(
     help="Centralized log ingestion with per-client API keys.",
@@ -27,6 +31,13 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+audit = typer.Typer(help="Check or export the audit.", no_args_is_help=True)
+cli.add_typer(audit, name="audit")
+
+DataDir = Annotated[Path | None, typer.Option(help="Where embedded storage lives.")]
+ClientId = Annotated[str | None, typer.Option(help="This client's chains alone.")]
 
 
 def _version(*, wanted: bool) -> None:
@@ -61,25 +72,56 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import uvicorn  # noqa: PLC0415  # only this command needs it
 
+    config = uvicorn.Config(
+        "app.main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # TRUSTED_PROXIES decides, and only where an address matters
+        http="app.edge.protocol:EdgeProtocol",
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=DRAIN_S_MAX,
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
+        ssl_context_factory=_tls_1_2 if settings.tls_certificate else None,
+    )
     try:
-        uvicorn.run(
-            "app.main:app",
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # TRUSTED_PROXIES decides, and only where an address matters
-            http="app.edge.protocol:EdgeProtocol",
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_S_MAX,
-        )
+        is_served = _serve_by_workers(config) if settings.workers > 1 else _serve_alone(config)
     finally:
         held.close()
         if metrics_dir is not None:
             shutil.rmtree(metrics_dir, ignore_errors=True)
+    if not is_served:
+        raise typer.Exit(1)
+
+
+def _serve_alone(config: "Config") -> bool:
+    """Serve in this process; say whether it came to that."""
+    import uvicorn  # noqa: PLC0415  # as in serve
+
+    config.load_app()
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return server.started
+
+
+def _serve_by_workers(config: "Config") -> bool:
+    """Serve in worker processes; False if one of them could not start, which ends the others.
+
+    `uvicorn.run` would end well all the same.
+    """
+    from uvicorn.config import STARTUP_FAILURE  # noqa: PLC0415  # as in serve
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415
+
+    supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+    with suppress(KeyboardInterrupt):
+        supervisor.run()
+    return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
 
 
 @cli.command()
@@ -103,6 +145,56 @@ def migrate() -> None:
     typer.echo("The control database is up to date.")
 
 
+@audit.command(name="verify")
+def verify_audit(
+    *,
+    data_dir: DataDir = None,
+    client: ClientId = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Check this export, not the databases.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="The service's own log: check its checkpoints too.")
+    ] = None,
+) -> None:
+    """Check the seals of the audit; if not all hold, exit 1 with a line for each fault."""
+    from app import audit_command  # noqa: PLC0415  # as in migrate
+
+    settings = _settings(DATA_DIR=data_dir)
+    if export is not None and (client is not None or log is not None):
+        _refuse("--export checks all that is in the file, and nothing else", code=2)
+    with _refused_in_a_line(audit_command.FAULTS):
+        if export is None:
+            holds = audit_command.verify(settings, typer.echo, client, log)
+        else:
+            holds = audit_command.verify_export(settings, typer.echo, export)
+    if not holds:
+        raise typer.Exit(1)
+
+
+@audit.command(name="export")
+def export_audit(
+    *,
+    output: Annotated[Path, typer.Option(help="The file to write: NDJSON.")],
+    data_dir: DataDir = None,
+    client: ClientId = None,
+) -> None:
+    """Write the audit to a file that `audit verify --export` can check anywhere."""
+    from app import audit_command  # noqa: PLC0415  # as in migrate
+
+    settings = _settings(DATA_DIR=data_dir)
+    with _refused_in_a_line(audit_command.FAULTS):
+        typer.echo(audit_command.export(settings, output, client))
+
+
+@contextmanager
+def _refused_in_a_line(faults: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except faults as error:
+        _refuse(getattr(error, "reason", None) or str(error))
+
+
 def _settings(**overrides: Any) -> Settings:
     """Read the settings; options go before the environment, for the worker processes too."""
     for name, value in overrides.items():
@@ -117,15 +209,25 @@ def _settings(**overrides: Any) -> Settings:
 def _check_start(settings: Settings) -> None:
     """Refuse in one line here what would else be refused by each worker."""
     from app.keys.bootstrap import open_secrets  # noqa: PLC0415  # as in migrate
+    from app.keys.configured import check_file  # noqa: PLC0415
     from app.keys.database import StartRefused  # noqa: PLC0415
     from app.keys.keys_file import KeysFile  # noqa: PLC0415
+    from app.protect.countries import Countries  # noqa: PLC0415
 
+    if settings.tls_certificate:
+        _check_certificate(settings)
     try:
-        open_secrets(settings.data_dir, settings.secret_key)
+        _check_database(settings, open_secrets(settings.data_dir, settings.secret_key))
         if settings.api_keys_file:
-            KeysFile(settings.api_keys_file).read()
+            entries = KeysFile(settings.api_keys_file).read()
+            in_settings = settings.api_keys, settings.api_key_admin, settings.api_key_default
+            check_file(*in_settings, entries)
+        if settings.geoip_database:
+            Countries(settings.geoip_database)
     except StartRefused as error:
-        _refuse(str(error), code=2)
+        _refuse(with_example(str(error)), code=2)
+    except StorageUnavailable as error:
+        _refuse(f"the control database cannot be used: {error.reason}")
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -136,13 +238,62 @@ def _check_start(settings: Settings) -> None:
             _refuse(f"{name}: {error.strerror}; example: {name}={example}", code=2)
 
 
+def _check_database(settings: Settings, secrets: tuple[str, ...]) -> None:
+    """Refuse one that is not ours to migrate, and one whose keys were made under other secrets."""
+    from app.keys.bootstrap import check_secrets  # noqa: PLC0415  # as in migrate
+    from app.keys.database import (  # noqa: PLC0415
+        control_file,
+        embedded_url,
+        is_current,
+        open_current,
+        open_engine,
+    )
+    from app.keys.verifier import Peppers  # noqa: PLC0415
+
+    if settings.database_url:
+        engine = open_current(settings.database_url, settings.data_dir)
+    elif control_file(settings.data_dir).exists():
+        engine = open_engine(embedded_url(settings.data_dir))
+    else:
+        return
+    try:
+        if is_current(engine):  # else it is the worker's to bring up to date, and to look at
+            check_secrets(engine, Peppers(secrets))
+    finally:
+        engine.dispose()
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Refuse a pair of files that can't be served with, or whose key has a passphrase."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(
+            settings.tls_certificate, settings.tls_key, password=_refuse_passphrase
+        )
+    except (ssl.SSLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        fault = f"TLS_CERTIFICATE: does not make a pair with TLS_KEY ({reason})"
+        _refuse(f"{fault}; example: TLS_CERTIFICATE=/etc/ssl/logger/fullchain.pem", code=2)
+
+
+def _refuse_passphrase() -> str:
+    raise ValueError("the key has a passphrase")  # else the server would ask at its terminal
+
+
+def _tls_1_2(_config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Make the server's TLS context; whatever the machine's defaults are, nothing older serves."""
+    context = make()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def _hold(settings: Settings) -> TextIO:
     """Take DATA_DIR for this server alone: in-process limits of two would add up."""
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = (settings.data_dir / SERVER_LOCK).open("w")
     except OSError as error:
-        _refuse(f"DATA_DIR: {error}")
+        _refuse(with_example(f"DATA_DIR: {error.filename}: {error.strerror}"))
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -29,6 +29,22 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+class _Output(logging.StreamHandler[TextIO]):
+    """Standard output. That it cannot be written is told elsewhere: once, and in one line."""
+
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Tell of it."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_told:
+            self._is_told = True
+            fault = f"the log cannot be written: {error.strerror}"
+            print(f"central-logger: {fault}", file=sys.stderr)  # noqa: T201
+
+
 def set_up(level: str) -> None:
     """Send structlog's and the standard library's loggers through one JSON renderer."""
     shared: list[Any] = [
@@ -41,7 +57,7 @@ def set_up(level: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Output(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],

@@ -7,52 +7,76 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import structlog
 from sqlalchemy import Engine
 
 from app import journal
 from app.activity import uses
+from app.activity.access import AccessLog
 from app.activity.database import open_activity
+from app.activity.denials import DenialLog
 from app.activity.expiry import Expiry
+from app.activity.notary import Notary, books_of
 from app.activity.presence import Presence
 from app.api.app import create_control_app
 from app.api.services import Services, open_reads, open_receipts
 from app.api.writes import Writes
+from app.audit.book import Book
+from app.audit.chain import ChainKeys
+from app.columns import utc_now
+from app.edge.accesses import Accesses
 from app.edge.address import parse_networks
 from app.edge.auth import Authenticator
 from app.edge.body import Inflight
+from app.edge.denials import Denials
+from app.edge.guard import Guard
+from app.edge.hardening import Bounds, Cors
 from app.edge.ingest import IngestEndpoint, Intake
-from app.edge.limits import Limiter
+from app.edge.limits import Failures, Limiter
+from app.edge.local_limits import LocalFailures, LocalLimiter
 from app.edge.prompt import PromptIngest
+from app.edge.shared_limits import SharedFailures, SharedLimiter
 from app.edge.sightings import Sightings
 from app.edge.singles import SINGLE_BYTES_MAX, Singles
 from app.edge.switch import Edge
 from app.edge.tally import Tally
-from app.keys.bootstrap import FirstKeys, first_start, open_secrets, see_clients
+from app.keys.bootstrap import (
+    FirstKeys,
+    by_settings,
+    check_secrets,
+    first_start,
+    open_secrets,
+    see_clients,
+)
+from app.keys.changes import Author
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import open_current
+from app.keys.database import StartRefused, open_current
 from app.keys.keyring import Keyring
 from app.keys.keys_file import KeysFile
+from app.keys.lifecycle import update_key
 from app.keys.objects import RotationPolicy
 from app.keys.principal import Limits
+from app.keys.sealing import chain_keys, signers
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
 from app.logs.place import Places
 from app.logs.query import Cursors
 from app.logs.tail import Tails
+from app.protect.countries import Countries
+from app.protect.findings import Findings
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
 # How long a thread may hold up the event loop at a time; Python's own 5 ms is ten requests' worth.
 SWITCH_S = 0.0005
 
-_Opened = tuple[Services, IngestEndpoint, PromptIngest]
+_Opened = tuple[Services, IngestEndpoint, PromptIngest | None]
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +86,7 @@ def create_app(settings: Settings) -> Edge:
     control = create_control_app(
         metrics_public=settings.metrics_public,
         management_requests_per_minute=settings.management_requests_per_minute,
+        docs_enabled=settings.docs_enabled,
     )
 
     @asynccontextmanager
@@ -76,7 +101,10 @@ def create_app(settings: Settings) -> Edge:
             _settle_garbage()
             yield
 
-    return Edge(control, lifespan)
+    trusted = parse_networks(settings.trusted_proxies)
+    bounds = Bounds(settings.head_timeout_s, settings.connections_per_address, trusted)
+    cors = Cors(settings.cors_origins) if settings.cors_origins else None
+    return Edge(control, lifespan, bounds=bounds, cors=cors)
 
 
 async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
@@ -90,38 +118,33 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         stack.callback(pool.close)
     activity = open_activity(engine)
     stack.callback(activity.dispose)
-    keyring = _open_keys(settings, peppers, engine, stack)
+    books, seals = books_of(engine, activity), chain_keys(secrets)
+    keyring = _open_keys(settings, peppers, engine, seals, stack)
     keyring.start()
+    _start(Notary(books, signers(secrets)[0], settings.data_dir), stack)
     store = await open_store(settings.log_store_url, settings.data_dir, settings.dedup_window_days)
     stack.push_async_callback(store.aclose)
     tally = Tally(store)
-    tally.start()
-    stack.push_async_callback(tally.aclose)
-    expiry = Expiry(engine, store)
-    expiry.start()
-    stack.push_async_callback(expiry.aclose)
-    sightings = Sightings(partial(uses.record, activity))
-    sightings.start()
-    stack.push_async_callback(sightings.aclose)
+    _start(tally, stack)
+    _start(Expiry(engine, store), stack)
     presence = Presence(engine, activity, keyring)
     await presence.start()
     stack.push_async_callback(presence.aclose)
-    authenticator = Authenticator(
-        keyring,
-        require_api_key=settings.require_api_key,
-        failures_per_minute=settings.auth_failures_per_minute,
-        trusted_proxies=parse_networks(settings.trusted_proxies),
-    )
-    limiter = Limiter()
+    limiter, failures = await _open_limits(settings, stack)
+    authenticator = _open_authenticator(settings, keyring, failures)
+    evidence = _open_evidence(settings, books, secrets, authenticator, keyring, stack)
+    guard = Guard(_open_countries(settings, stack))
     cursor_secret = hkdf_sha256(secrets[0].encode(), b"cursors", 32)
     tails = Tails(store, Places(cursor_secret))
     stack.push_async_callback(tails.aclose)
     intake = Intake(
         authenticator=authenticator,
+        guard=guard,
         limiter=limiter,
-        sightings=sightings,
-        inflight=Inflight(settings.max_inflight_bytes),
+        **evidence,
+        inflight=Inflight(settings.max_inflight_bytes, settings.body_timeout_s),
         singles=Singles(store, authenticator),
+        findings=_open_findings(settings, keyring, engine, seals, stack),
         single_bytes_max=min(SINGLE_BYTES_MAX, settings.max_record_bytes),
     )
     ingest = IngestEndpoint(
@@ -133,13 +156,16 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     )
     services = Services(
         authenticator=authenticator,
+        guard=guard,
         limiter=limiter,
         tally=tally,
-        sightings=sightings,
+        **evidence,
         store=store,
         cursors=Cursors(cursor_secret),
         tails=tails,
         engine=engine,
+        seals=seals,
+        books=books,
         reads=reads,
         writes=writes,
         receipts=receipts,
@@ -148,13 +174,121 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         key_hasher=settings.key_hasher,
         rotation_policy=RotationPolicy(settings.rotation_days_live, settings.rotation_days_test),
     )
-    return services, ingest, PromptIngest(intake)
+    return services, ingest, _open_prompt(intake)
+
+
+class _Background(Protocol):
+    """What goes on by itself between these two."""
+
+    @property
+    def start(self) -> Callable[[], None]:
+        """Begin."""
+
+    @property
+    def aclose(self) -> Callable[[], Awaitable[None]]:
+        """Stop."""
+
+
+def _start(one: _Background, stack: AsyncExitStack) -> None:
+    one.start()
+    stack.push_async_callback(one.aclose)
+
+
+class _Evidence(TypedDict):
+    """What notes in memory what requests do, and writes it by and by."""
+
+    sightings: Sightings
+    accesses: Accesses
+    denials: Denials
+
+
+def _open_evidence(  # noqa: PLR0913, PLR0917  # what each of the three stands on
+    settings: Settings,
+    books: Sequence[Book],
+    secrets: Sequence[str],
+    authenticator: Authenticator,
+    keyring: Keyring,
+    stack: AsyncExitStack,
+) -> _Evidence:
+    activity = books[-1]
+    refused = DenialLog(
+        books[0].engine,
+        activity.engine,
+        chain_keys(secrets, activity.name),
+        lambda: keyring.configured,
+        settings.denials_kept_days,
+    )
+    evidence = _Evidence(
+        sightings=Sightings(partial(uses.record, activity.engine)),
+        accesses=Accesses(AccessLog(activity.engine, settings.access_kept_days)),
+        denials=Denials(authenticator, refused),
+    )
+    for one in (evidence["sightings"], evidence["accesses"], evidence["denials"]):
+        _start(one, stack)
+    return evidence
+
+
+def _open_prompt(intake: Intake) -> PromptIngest | None:
+    # What others use too can't be seen at a glance.
+    return PromptIngest(intake) if isinstance(intake.limiter, LocalLimiter) else None
+
+
+async def _open_limits(settings: Settings, stack: AsyncExitStack) -> tuple[Limiter, Failures]:
+    """Open what counts against limits: this process, or all that share a storage for it."""
+    limiter, failures = LocalLimiter(), LocalFailures(settings.auth_failures_per_minute)
+    if not settings.rate_limit_storage_url:
+        return limiter, failures
+    from app.edge.redis_windows import RedisWindows  # noqa: PLC0415  # of an extra
+
+    shared = RedisWindows(settings.rate_limit_storage_url, settings.rate_limit_timeout_ms / 1000)
+    await shared.start()
+    stack.push_async_callback(shared.aclose)
+    return SharedLimiter(shared, limiter), SharedFailures(shared, failures)
+
+
+def _open_authenticator(settings: Settings, keyring: Keyring, failures: Failures) -> Authenticator:
+    return Authenticator(
+        keyring,
+        require_api_key=settings.require_api_key,
+        failures=failures,
+        trusted_proxies=parse_networks(settings.trusted_proxies),
+        proxy_header=settings.trusted_proxy_header,
+    )
+
+
+def _open_findings(
+    settings: Settings, keyring: Keyring, engine: Engine, seals: ChainKeys, stack: AsyncExitStack
+) -> Findings:
+    def stop(key_id: str) -> None:
+        changes = {"is_active": False, "quarantined_at": utc_now()}
+        update_key(engine, key_id, changes, by=Author(seals, "self-scan"))
+
+    findings = Findings(
+        keyring.resolve,
+        found=lambda key_id, sender: log.warning("leaked key", key_id=key_id, sender=sender),
+        quarantine=stop if settings.self_scan_action == "quarantine" else None,
+    )
+    stack.push_async_callback(findings.aclose)
+    return findings
+
+
+def _open_countries(settings: Settings, stack: AsyncExitStack) -> Countries | None:
+    if not settings.geoip_database:
+        return None
+    countries = Countries(settings.geoip_database)
+    _start(countries, stack)
+    return countries
 
 
 def _open_keys(
-    settings: Settings, peppers: Peppers, engine: Engine, stack: AsyncExitStack
+    settings: Settings,
+    peppers: Peppers,
+    engine: Engine,
+    seals: ChainKeys,
+    stack: AsyncExitStack,
 ) -> Keyring:
     """Open what says who a key is; on the very first start, make the first keys and show them."""
+    check_secrets(engine, peppers)
     keys_file = KeysFile(settings.api_keys_file) if settings.api_keys_file else None
     configured = ConfiguredKeys(
         peppers,
@@ -164,17 +298,17 @@ def _open_keys(
         settings.key_hasher,
         file=None if keys_file is None else keys_file.read(),
     )
-    first = first_start(
+    first_start(
         engine,
         peppers,
         configured,
+        seals=seals,
         embedded=settings.embedded,
         initial_admin_key=settings.initial_admin_key,
         require_api_key=settings.require_api_key,
         key_hasher=settings.key_hasher,
+        show=partial(_show, settings=settings),
     )
-    if first is not None:
-        _show(first, settings)
     defaults = Limits(
         settings.default_requests_per_minute,
         settings.default_logs_per_minute,
@@ -183,7 +317,8 @@ def _open_keys(
     keyring = Keyring(engine, peppers, defaults, configured)
     stack.callback(keyring.close)
     if keys_file is not None:
-        keys_file.follow(configured, keyring.reconfigure, partial(see_clients, engine))
+        see = partial(see_clients, engine, by=by_settings(seals))
+        keys_file.follow(configured, keyring.reconfigure, see)
         stack.push_async_callback(keys_file.aclose)
     return keyring
 
@@ -244,10 +379,9 @@ def _settle_garbage() -> None:
 
 
 def _show(first: FirstKeys, settings: Settings) -> None:
-    """Print the first keys, this once; they are stored nowhere."""
+    """Print the first keys, this once; they are stored nowhere. StartRefused if that fails."""
     url = settings.reachable_url
-    print(  # noqa: T201
-        f"""
+    shown = f"""
 First start: these keys are shown once and stored nowhere. Keep them.
 
   admin key:               {first.admin_key}
@@ -262,9 +396,20 @@ curl -sS {url}/api/v1/logs -H 'X-API-Key: {first.client_key}' \\
 Read it back:
 
 curl -sS {url}/api/v1/logs -H 'X-API-Key: {first.client_key}'
-""",
-        flush=True,
-    )
+"""
+    fault = "it is closed" if sys.stdout is None else ""
+    try:
+        print(shown, flush=True)  # noqa: T201
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault:
+        fault = f"the first keys could not be written to standard output: {fault}"
+        # Where the log goes too, so that it is told elsewhere.
+        print(f"central-logger: {fault}", file=sys.stderr)  # noqa: T201
+        if sys.stdout is not None:
+            # The keys are in its buffer still; a flush that fails at the end changes the status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StartRefused(fault)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,30 +7,38 @@ line that names the setting, the fault and an example.
 import json
 import os
 import re
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.delivery.smtp import parse_mailbox, parse_server
+from app.keys.token import token_fault
 from app.keys.verifier import SECRET_LENGTH_MIN
 
 # In DATA_DIR, held by the one server that runs on it.
 SERVER_LOCK = "server.lock"
 
+ENV_FILE = ".env"
+
 SLUG = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 EXAMPLES = {
     "PORT": "8000",
+    "DATA_DIR": "./data",
     "WORKERS": "2",
     "DATABASE_URL": "sqlite:///./data/control.db",
     "LOG_STORE_URL": "empty for embedded storage under DATA_DIR",
     "API_KEYS": """'{"my-key": "acme_corp"}' (a JSON map of key to client_id, quoted)""",
     "API_KEYS_FILE": "./api_keys.yaml",
     "REQUIRE_API_KEY": "true",
+    "RATE_LIMIT_STORAGE_URL": "rediss://user:password@redis.example.com:6379/0",
     "TRUSTED_PROXIES": "10.0.0.0/8,127.0.0.1",
+    "TRUSTED_PROXY_HEADER": "forwarded",
+    "GEOIP_DATABASE": "/var/lib/GeoIP/GeoLite2-Country.mmdb",
     "KEY_HASHER": "auto",
     "SECRET_KEY": "48 random characters, as from `openssl rand -base64 36`",
     "LOG_LEVEL": "info",
@@ -41,7 +49,13 @@ EXAMPLES = {
     "PUBLIC_URL": "https://logs.example.com",
     "SMTP_URL": "smtp://user:password@mail.example.com:587",
     "MAIL_FROM": "Logger <logger@example.com>",
+    "CORS_ORIGINS": "https://app.example.com,http://localhost:3000",
+    "TLS_CERTIFICATE": "/etc/ssl/logger/fullchain.pem",
+    "TLS_KEY": "/etc/ssl/logger/privkey.pem",
 }
+
+# Names of files are bytes, and may hold what is no text.
+_PATHS = {"data_dir", "api_keys_file", "geoip_database", "tls_certificate", "tls_key"}
 
 # Lists are comma-separated, not JSON: NoDecode leaves the parsing to the validators below.
 TextList = Annotated[tuple[str, ...], NoDecode]
@@ -52,11 +66,15 @@ class BadSetting(Exception):
     """One line: the setting, the value's fault, an example."""
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with its repeated names, which a dict would drop."""
+
+
 class Settings(BaseSettings):
     """All settings; a limit of 0 means unlimited."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_file_encoding="utf-8", extra="ignore", case_sensitive=False
+        env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore", case_sensitive=False
     )
 
     host: str = "127.0.0.1"
@@ -66,6 +84,8 @@ class Settings(BaseSettings):
     database_url: str = ""
     log_store_url: str = ""
     rate_limit_storage_url: str = ""
+    # A request waits for it twice at most; Redis next door takes 1 ms.
+    rate_limit_timeout_ms: Annotated[int, Field(ge=1)] = 100
     public_url: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -79,6 +99,7 @@ class Settings(BaseSettings):
     key_hasher: Literal["auto", "argon2id"] = "auto"
     auth_failures_per_minute: Count = 60
     trusted_proxies: TextList = ()
+    trusted_proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
 
     # About what one two-core machine takes: a runaway loop meets them, an honest client does not.
     default_requests_per_minute: Count = 600_000
@@ -98,24 +119,57 @@ class Settings(BaseSettings):
     management_requests_per_minute: Annotated[int, Field(ge=1)] = 600
     smtp_timeout_s: Annotated[int, Field(ge=1)] = 20
 
+    # Of refused requests, and of what each key did in each minute.
+    denials_kept_days: Annotated[int, Field(ge=1)] = 30
+    access_kept_days: Annotated[int, Field(ge=1)] = 30
+
+    # What a slow client may take: for the head of a request, for its body, between two requests.
+    head_timeout_s: Annotated[float, Field(gt=0)] = 10
+    body_timeout_s: Annotated[float, Field(gt=0)] = 120
+    # Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
+    keep_alive_s: Annotated[int, Field(ge=1)] = 75
+    # Of one address, in each worker; far more than a pool of connections, far fewer than there are.
+    connections_per_address: Count = 1_000
+
+    cors_origins: TextList = ()
+    docs_enabled: bool = True
+    tls_certificate: str = ""
+    tls_key: str = ""
+    self_scan_action: Literal["redact", "quarantine"] = "redact"
+
     metrics_public: bool = False
     alert_webhook_url: str = ""
     smtp_url: str = ""
     mail_from: str = ""
     geoip_database: str = ""
 
-    @field_validator("secret_key", "trusted_proxies", mode="before")
+    @field_validator("secret_key", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part for part in (p.strip() for p in value.split(",")) if part)
         return value
 
+    @field_validator("trusted_proxy_header", mode="before")
+    @classmethod
+    def _header_name(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for part in value:
             ip_network(part, strict=False)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(
+                r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?", origin
+            ):
+                raise ValueError(f"is not an origin as browsers send it: {origin!r}")
         return value
 
     @field_validator("secret_key")
@@ -133,35 +187,46 @@ class Settings(BaseSettings):
         if not value.strip():
             return {}
         try:
-            parsed = json.loads(value)
-        except ValueError:
-            # The JSON error would quote the value, which is a secret.
-            raise ValueError("not a JSON map of key to client_id") from None
-        if not isinstance(parsed, dict):
+            pairs = json.loads(value, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError):
+            pairs = None  # the JSON error would quote the value, which is a secret
+        if not isinstance(pairs, _Pairs):
             raise ValueError("not a JSON map of key to client_id")  # noqa: TRY004
-        for key, client_id in parsed.items():
-            if not key.isascii() or not key.strip():
-                raise ValueError("a key is empty or not ASCII")
+        keys: dict[str, str] = {}
+        numbers: dict[str, int] = {}
+        for number, (key, client_id) in enumerate(pairs, 1):
+            # Told by number: written the wrong way round, it is the client_id that is the secret.
+            if detail := token_fault(key):
+                raise ValueError(f"entry {number}: a key {detail}")
             if not isinstance(client_id, str) or not re.fullmatch(SLUG, client_id):
-                raise ValueError(f"not a client_id ({SLUG}): {client_id!r}")
-        return parsed
+                raise ValueError(f"entry {number}: what follows the key is no client_id ({SLUG})")
+            if (first := numbers.setdefault(key, number)) != number:
+                raise ValueError(f"entry {number}: the same key as in entry {first}")
+            keys[key] = client_id
+        return keys
 
     @field_validator("api_key_admin", "api_key_default", "initial_admin_key")
     @classmethod
-    def _sendable(cls, value: str) -> str:
-        if not value.isascii() or value != value.strip():
-            raise ValueError("a key must be ASCII without surrounding spaces")
+    def _acceptable(cls, value: str) -> str:
+        if value and (detail := token_fault(value)):
+            raise ValueError(f"a key {detail}")
         return value
 
-    @field_validator("rate_limit_storage_url", "geoip_database")
+    @field_validator("rate_limit_storage_url")
     @classmethod
-    def _not_built(cls, value: str) -> str:
-        # Each promises protection or access: to ignore it would be to break the promise silently.
-        if value:
-            raise ValueError("is not supported by this version; leave it empty")
+    def _redis(cls, value: str) -> str:
+        # No fault repeats the value, which may hold a password.
+        if not value:
+            return value
+        if not re.fullmatch(
+            r"rediss?://([^/\s]*@)?([^/\s@:\[]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/\d*)?(\?\S*)?", value
+        ):
+            raise ValueError("is not a redis:// or rediss:// URL of host, port and number")
+        if find_spec("redis") is None:
+            raise ValueError("needs pip install 'central-logger[redis]'")
         return value
 
-    @field_validator("api_keys_file")
+    @field_validator("api_keys_file", "geoip_database", "tls_certificate", "tls_key")
     @classmethod
     def _readable(cls, value: str) -> str:
         if value and not (Path(value).is_file() and os.access(value, os.R_OK)):
@@ -203,6 +268,39 @@ class Settings(BaseSettings):
             raise ValueError("only embedded storage is built in")
         return value
 
+    # Of validators that come before the field's own the last one is the first to run.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        # Bytes that are no text come as lone surrogates, and would fail wherever they are encoded.
+        if isinstance(value, str) and info.field_name not in _PATHS:
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("is not UTF-8 text") from None
+        return value
+
+    @model_validator(mode="after")
+    def _keys_that_differ(self) -> Self:
+        if self.api_key_default and self.api_key_default == self.api_key_admin:
+            raise ValueError("API_KEY_DEFAULT: the same key as in API_KEY_ADMIN")
+        for name, key in (
+            ("API_KEY_ADMIN", self.api_key_admin),
+            ("API_KEY_DEFAULT", self.api_key_default),
+        ):
+            if key and key in self.api_keys:
+                raise ValueError(f"API_KEYS: the same key as in {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            missing, given = "TLS_CERTIFICATE", "TLS_KEY"
+            if self.tls_certificate:
+                missing, given = given, missing
+            raise ValueError(f"{missing}: is required with {given}")
+        return self
+
     @model_validator(mode="after")
     def _secret_off_embedded(self) -> Self:
         if not self.embedded and not self.secret_key:
@@ -216,7 +314,10 @@ class Settings(BaseSettings):
             return self.public_url
         # An address to listen on is not always one to connect to.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.tls_certificate else "http"
+        return (
+            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+        )
 
     @property
     def embedded(self) -> bool:
@@ -237,6 +338,19 @@ def load_settings(**overrides: Any) -> Settings:
             name, _, fault = fault.partition(": ")
     except SettingsError as error:
         name, fault = "settings", str(error)
-    default = Settings.model_fields[name.lower()].default if name != "settings" else ""
-    example = EXAMPLES.get(name, default)
-    raise BadSetting(f"{name}: {fault}; example: {name}={example}")
+    except UnicodeDecodeError:
+        name, fault = ENV_FILE, "is not UTF-8 text"
+    except OSError as error:
+        name, fault = ENV_FILE, f"cannot be read: {error.strerror}"
+    raise BadSetting(with_example(f"{name}: {fault}"))
+
+
+def with_example(fault: str) -> str:
+    """Add an example to a line that begins with the name of a setting."""
+    name = fault.partition(":")[0]
+    if name in {ENV_FILE, "settings"}:
+        return f"{fault}; example: PORT=8000"
+    field = Settings.model_fields.get(name.lower())
+    if field is None:
+        return fault
+    return f"{fault}; example: {name}={EXAMPLES.get(name, field.default)}"

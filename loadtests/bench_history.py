@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from loadtests.bench_logs import ARRIVING_LOGS_PER_S, arrivals
-from loadtests.bench_queries import await_idle
+from loadtests.bench_queries import await_sealed
 from loadtests.http_client import Plan, build_request, run_in_process, start
 from loadtests.lab import (
     BATCH_LOGS,
@@ -222,7 +222,7 @@ def _fill(lab: Lab, logs: int) -> History:
     keys = [make_key(directory, name, role="owner") for name in names]
     story = Story(keys, logs)
     loaded = lab.fill(directory, keys, logs, story.rounds())
-    await_idle(loaded.server)  # as it is in life, where logs do not come all at once
+    await_sealed(loaded.data_dir)  # as it is in life, where logs do not come all at once
     files = (directory / "logs").iterdir()
     return History(
         **vars(loaded),

@@ -12,9 +12,10 @@ import uvloop
 from app.activity.database import open_activity
 from app.activity.uses import record
 from app.edge.auth import Authenticator
-from app.edge.limits import Limiter
+from app.edge.local_limits import LocalFailures, LocalLimiter
 from app.edge.sightings import Sightings
 from app.keys.bootstrap import open_secrets
+from app.keys.changes import Author
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import open_current, writing
 from app.keys.imports import import_key
@@ -22,6 +23,7 @@ from app.keys.keyring import Keyring
 from app.keys.models import Client
 from app.keys.principal import Limits
 from app.keys.registry import create_key, new_key
+from app.keys.sealing import chain_keys
 from app.keys.token import mint
 from app.keys.verifier import Peppers
 from loadtests.http_client import Plan, Result, run_in_process, start
@@ -65,16 +67,17 @@ def authentication(lab: Lab) -> Row:
 async def _authenticate(directory: Path, rounds: int) -> list[float]:
     """Give the time of a request, in us, of each round."""
     engine = open_current("", directory)
-    peppers = Peppers(open_secrets(directory, ()))
+    secrets = open_secrets(directory, ())
+    peppers, by = Peppers(secrets), Author(chain_keys(secrets), "bench")
     limits = {"requests_per_minute": 10**9, "logs_per_minute": 10**9, "bytes_per_minute": 10**12}
     _, key = create_key(
-        engine, peppers, client_id="acme", name="bench", limits=limits, create_client=True
+        engine, peppers, by=by, client_id="acme", name="bench", limits=limits, create_client=True
     )
     keyring = Keyring(engine, peppers, Limits(10**9, 10**9, 10**12), ConfiguredKeys(peppers, {}))
     authenticator = Authenticator(
-        keyring, require_api_key=True, failures_per_minute=60, trusted_proxies=()
+        keyring, require_api_key=True, failures=LocalFailures(60), trusted_proxies=()
     )
-    limiter = Limiter()
+    limiter = LocalLimiter()
     sightings = Sightings(partial(record, open_activity(engine)))
     await keyring.resolve(key)
     headers = {b"x-api-key": key.encode(), b"user-agent": b"bench", b"host": b"x"}
@@ -86,7 +89,7 @@ async def _authenticate(directory: Path, rounds: int) -> list[float]:
             principal = authenticator.recalled(headers)
             assert principal is not None
             account = limiter.account(principal)
-            assert limiter.take(account, 1, 300)
+            assert account.take(1, 300)
             sightings.note(principal, "127.0.0.1", b"bench")
             account.header_lines()
         took.append((time.perf_counter() - started) / AUTH_ROUND * 1e6)
@@ -174,10 +177,11 @@ def garbage(lab: Lab) -> Row:
     directory = lab.directory()
     good, *_ = _fill(directory, 1_000)
     engine = open_current("", directory)
-    peppers = Peppers(open_secrets(directory, ()))
+    secrets = open_secrets(directory, ())
+    peppers, by = Peppers(secrets), Author(chain_keys(secrets), "bench")
     for number in range(20):
         token = f"weak-{number}"
-        import_key(engine, peppers, token=token, client_id="client-000", name=token)
+        import_key(engine, peppers, by=by, token=token, client_id="client-000", name=token)
     engine.dispose()
     body = encode(simple_record(1))
     steady = (ingest_request(good, body),)

@@ -3,11 +3,13 @@
 import json
 import statistics
 import time
+import timeit
 from urllib.parse import quote
 
 from app.logs.decode import DecodeLimits, decode_ndjson
 from app.logs.identity import ArrivalClock
 from app.logs.rows import build_rows
+from app.protect.self_scan import is_suspect, suspect
 from app.storage.sqlite import schema
 from loadtests import sqlite_floor
 from loadtests.http_client import Plan, Result, build_request, run_in_process, start
@@ -28,6 +30,7 @@ SINGLE_CONNECTIONS = 64
 SINGLE_RATIO_MIN = 0.60
 BATCH_CONNECTIONS = 8
 BATCH_RATIO_MIN = 0.70
+SELF_SCAN_US_MAX = 0.3
 PAGE_P95_MS_MAX = 25.0
 ARRIVING_LOGS_PER_S = 2000
 PAGES_PER_S = 20
@@ -67,6 +70,35 @@ def single_logs(lab: Lab) -> Row:
         goal=f">= {SINGLE_RATIO_MIN:.2f}",
         passed=ratio >= SINGLE_RATIO_MIN,
         detail={"ratios": ratios, "product_per_s": ours, "echo_per_s": bare},
+    )
+
+
+@bench("self-scan")
+def self_scan(lab: Lab) -> Row:
+    """Look for keys of the service in logs that hold none: one by one, and a batch as a whole."""
+    logs = [encode(simple_record(number)) for number in range(2_000)]
+    batch = b"\n".join(logs)
+    rounds = 20 if lab.quick else 100
+
+    def single() -> None:
+        for log in logs:
+            suspect(log)
+
+    def whole() -> None:
+        is_suspect(batch)
+
+    single_us, batch_us = (
+        min(timeit.repeat(look, number=1, repeat=rounds)) / len(logs) * 1e6
+        for look in (single, whole)
+    )
+    worst_us = max(single_us, batch_us)
+    return Row(
+        name=f"self-scan of logs of {len(batch) / len(logs):.0f} bytes, nothing found",
+        figure=f"{worst_us:.2f} us a log",
+        baseline=f"one by one {single_us:.2f} us, in a batch {batch_us:.2f} us",
+        goal=f"<= {SELF_SCAN_US_MAX:.1f} us",
+        passed=worst_us <= SELF_SCAN_US_MAX and not any(map(suspect, logs)),
+        detail={"single_us": single_us, "batch_us": batch_us},
     )
 
 

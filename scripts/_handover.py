@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from _signals import keep_out, let_in
 from _wiring import ControlPlane, Refused
 
 from app.delivery.claims import withdraw_claim
@@ -14,6 +15,8 @@ from app.delivery.templates import utc_text
 from app.errors import LoggerError
 from app.keys.lifecycle import Rotation, deactivate_key, undo_rotation
 from app.keys.models import ApiKey
+
+T = TypeVar("T")
 
 
 class Undo(NamedTuple):
@@ -27,7 +30,7 @@ class Undo(NamedTuple):
 def switch_off(plane: ControlPlane, key: ApiKey) -> Undo:
     """Take a new key back."""
     return Undo(
-        partial(deactivate_key, plane.engine, key.key_id),
+        partial(deactivate_key, plane.engine, key.key_id, by=plane.by),
         f"key {key.key_id} was switched off again",
         f"key {key.key_id} is still active: revoke it",
     )
@@ -43,7 +46,7 @@ def unrotate(plane: ControlPlane, rotation: Rotation) -> Undo:
         end = utc_text(until)
         left = f"nobody has the new key {new}, and {old} ends at {end}: rotate {new} before that"
     return Undo(
-        partial(undo_rotation, plane.engine, rotation),
+        partial(undo_rotation, plane.engine, rotation, by=plane.by),
         f"the rotation was undone: {old} works on as before, the new key {new} is off",
         left,
     )
@@ -53,30 +56,30 @@ def close_link(plane: ControlPlane, handover: Handover) -> Undo:
     """Take a claim link back, whose key somebody has already."""
     token = handover.claim_url.rpartition("/")[2]
     return Undo(
-        partial(withdraw_claim, plane.engine, token),
+        partial(withdraw_claim, plane.engine, token, by=plane.by),
         "the claim link was taken back",
         "a claim link that nobody has is left, until its time is over",
     )
 
 
-@contextmanager
-def handing_over(undo: Undo | None) -> Iterator[None]:
-    """Take back what the block was to give somebody, should it not end: Refused then.
+def hand_over(undo: Undo | None, give: Callable[[], T]) -> T:
+    """Give somebody what was made under `held`, or take it back: Refused then.
 
-    A signal counts as well. What is printed has to be out, not in a buffer, before it is given.
+    A signal counts as well, from the first moment to the last: a `with` would leave gaps at both
+    ends of its block. What is printed has to be out, not in a buffer, before it is given.
     """
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            let_in()
+            given = give()
+            sys.stdout.flush()
+        finally:
+            keep_out()
     except BaseException as error:
         if undo is None:
             raise
-        try:
-            outcome = _take_back(undo)
-        except KeyboardInterrupt:
-            # A second Ctrl-C; the third one gives up.
-            outcome = _take_back(undo)
-        raise Refused(f"{_reason(error)}; {outcome}") from None
+        raise Refused(f"{_reason(error)}; {_take_back(undo)}") from None
+    return given
 
 
 def _take_back(undo: Undo) -> str:
@@ -89,11 +92,15 @@ def _take_back(undo: Undo) -> str:
 
 @contextmanager
 def telling(outcome: object) -> Iterator[None]:
-    """Tell in the block what was done; Refused says it in one line if the output fails."""
+    """Tell in the block what was done; Refused says it in one line if the output fails.
+
+    And if there is a signal, one that was held included.
+    """
     try:
+        let_in()
         yield
         sys.stdout.flush()
-    except (OSError, KeyboardInterrupt) as error:
+    except (OSError, LoggerError, KeyboardInterrupt) as error:
         raise Refused(f"{_reason(error)}. {outcome}") from None
 
 

@@ -130,7 +130,7 @@ def link(plane: ControlPlane, session: Session, key: ApiKey, text: str) -> Hando
     """
     url = plane.settings.reachable_url
     claim_until = utc_now() + timedelta(seconds=TTL_S)
-    token = add_claim(session, key, text, url)
+    token = add_claim(session, key, text, url, by=plane.by)
     return Handover(claim_url=f"{url}/claim/{token}", claim_until=claim_until)
 
 

@@ -8,12 +8,14 @@ import argparse
 import json
 import logging
 import os
+import pwd
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getpass
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from _signals import heed_signals, received
@@ -22,12 +24,14 @@ from sqlalchemy.engine import make_url
 
 from app.errors import Invalid, LoggerError, NotFound, StorageUnavailable
 from app.journal import redacted
-from app.keys.bootstrap import open_secrets
+from app.keys.bootstrap import check_secrets, open_secrets
+from app.keys.changes import Author
 from app.keys.clients import get_client
 from app.keys.database import StartRefused, embedded_url, open_current, sqlite_path
 from app.keys.models import ApiKey, Client
 from app.keys.objects import RotationPolicy
 from app.keys.registry import get_key
+from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
 from app.settings import BadSetting, Settings, load_settings
 
@@ -42,6 +46,7 @@ class ControlPlane(NamedTuple):
     settings: Settings
     engine: Engine
     peppers: Peppers
+    by: Author
 
     @property
     def rotation_policy(self) -> RotationPolicy:
@@ -64,8 +69,11 @@ def control_plane(*, may_create: bool = False) -> Iterator[ControlPlane]:
     # The database first: a secret is of no use where no database can be made.
     engine = open_current(settings.database_url, settings.data_dir)
     try:
-        peppers = Peppers(open_secrets(settings.data_dir, settings.secret_key))
-        yield ControlPlane(settings, engine, peppers)
+        secrets = open_secrets(settings.data_dir, settings.secret_key)
+        peppers = Peppers(secrets)
+        check_secrets(engine, peppers)
+        by = Author(chain_keys(secrets), f"script:{Path(sys.argv[0]).stem} ({_user()})")
+        yield ControlPlane(settings, engine, peppers, by)
     finally:
         engine.dispose()
 
@@ -228,6 +236,14 @@ def _moment(text: str) -> datetime:
             f"not a time: {text!r} (examples: 2027-01-31T12:00:00Z, 2027-01-31, 90d)"
         ) from None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _user() -> str:
+    """Name who runs the command, as the system knows: the environment says what one likes."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run as a number without a name
+        return str(os.getuid())
 
 
 def _check_there(settings: Settings) -> None:

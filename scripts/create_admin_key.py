@@ -1,8 +1,20 @@
 """Make an admin key: it manages every client, their keys and their logs."""
 
-from _handover import handing_over, switch_off
-from _wiring import add_expires, control_plane, needed, open_parser, print_json, run
+from functools import partial
 
+from _handover import hand_over, switch_off
+from _signals import held
+from _wiring import (
+    ControlPlane,
+    add_expires,
+    control_plane,
+    needed,
+    open_parser,
+    print_json,
+    run,
+)
+
+from app.keys.models import ApiKey
 from app.keys.objects import key_object
 from app.keys.registry import create_key
 
@@ -15,23 +27,28 @@ def main() -> None:
     arguments = parser.parse_args()
     question = "Enter a name for the key (e.g., 'alice laptop'): "
     name = needed(arguments.name, "name", question, to_stderr=arguments.json)
-    with control_plane(may_create=True) as plane:
+    with control_plane(may_create=True) as plane, held():
         key, text = create_key(
             plane.engine,
             plane.peppers,
+            by=plane.by,
             key_hasher=plane.settings.key_hasher,
             client_id=None,
             name=name,
             expires_at=arguments.expires,
             created_by="create_admin_key.py",
         )
-        with handing_over(switch_off(plane, key)):
-            if arguments.json:
-                print_json({**key_object(key, plane.rotation_policy), "key": text})
-            else:
-                print(f"Admin key {key.name!r}, shown this once and stored nowhere:\n")
-                print(f"    {text}\n")
-                print("It reaches every client's logs. Keep it as you would a root password.")
+        show = partial(_show, plane, key, text, is_json=arguments.json)
+        hand_over(switch_off(plane, key), show)
+
+
+def _show(plane: ControlPlane, key: ApiKey, text: str, *, is_json: bool) -> None:
+    if is_json:
+        print_json({**key_object(key, plane.rotation_policy), "key": text})
+        return
+    print(f"Admin key {key.name!r}, shown this once and stored nowhere:\n")
+    print(f"    {text}\n")
+    print("It reaches every client's logs. Keep it as you would a root password.")
 
 
 if __name__ == "__main__":

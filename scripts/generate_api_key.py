@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+from functools import partial
+from typing import Any
 
-from _handover import handing_over, switch_off, telling
+from _handover import hand_over, switch_off, telling
+from _signals import held
 from _wiring import (
     ControlPlane,
     Refused,
@@ -27,6 +30,7 @@ from app.delivery.secrets_managers import (
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.objects import key_object
 from app.keys.registry import create_key
+from app.keys.restrictions import ENFORCE, REPORT, parse_hours
 from app.keys.roles import ADMIN, ROLES
 from app.keys.token import ENVIRONMENTS
 
@@ -58,13 +62,17 @@ def main() -> None:
     if arguments.deliver:
         _deliver(client_id, arguments)
         return
-    with control_plane(may_create=True) as plane:
+    with control_plane(may_create=True) as plane, held():
         key, text = _create(plane, client_id, arguments)
-        with handing_over(switch_off(plane, key)):
-            if arguments.json:
-                print_json({**key_object(key, plane.rotation_policy), "key": text})
-            else:
-                print(_letter(key, text, plane.settings.reachable_url))
+        show = partial(_show, plane, key, text, is_json=arguments.json)
+        hand_over(switch_off(plane, key), show)
+
+
+def _show(plane: ControlPlane, key: ApiKey, text: str, *, is_json: bool) -> None:
+    if is_json:
+        print_json({**key_object(key, plane.rotation_policy), "key": text})
+    else:
+        print(_letter(key, text, plane.settings.reachable_url))
 
 
 def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
@@ -76,10 +84,10 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
         with open_manager(target) as manager:
             # First: a key is not made if it has nowhere to go.
             manager.check()
-            with control_plane(may_create=True) as plane:
+            with control_plane(may_create=True) as plane, held():
                 key, text = _create(plane, client_id, arguments)
-                with handing_over(switch_off(plane, key)):
-                    _put(plane, manager, target, key, text)
+                put = partial(_put, plane, manager, target, key, text)
+                hand_over(switch_off(plane, key), put)
     except NotDelivered as error:
         raise Refused(str(error)) from None
     with telling(f"Key {key.key_id} is active and in {target}."):
@@ -117,6 +125,7 @@ def _arguments() -> argparse.Namespace:
         "--dataset", action="append", metavar="NAME", help="allow only this one; repeatable"
     )
     add_expires(parser)
+    _add_restrictions(parser)
     for name in LIMIT_NAMES:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, metavar="N", help="0 = unlimited"
@@ -126,6 +135,36 @@ def _arguments() -> argparse.Namespace:
         "--deliver", type=_target, metavar="MANAGER:NAME", help="put the key there; see below"
     )
     return parser.parse_args()
+
+
+def _add_restrictions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cidr", action="append", metavar="NET", help="allow only from there; repeatable"
+    )
+    parser.add_argument(
+        "--country",
+        action="append",
+        metavar="CC",
+        help="allow only from this one, as DE; repeatable; needs GEOIP_DATABASE",
+    )
+    parser.add_argument(
+        "--hours",
+        type=_hours,
+        metavar="WHEN",
+        help="allow only then: 'mon-fri 09:00-17:00 Europe/Berlin'",
+    )
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="refuse nothing by these, only report what would be",
+    )
+
+
+def _hours(text: str) -> dict[str, Any]:
+    try:
+        return parse_hours(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _target(text: str) -> Target:
@@ -139,9 +178,12 @@ def _create(
     plane: ControlPlane, client_id: str, arguments: argparse.Namespace
 ) -> tuple[ApiKey, str]:
     active_client(plane, client_id)
+    if arguments.country and not plane.settings.geoip_database:
+        raise Refused("--country needs the setting GEOIP_DATABASE")
     return create_key(
         plane.engine,
         plane.peppers,
+        by=plane.by,
         key_hasher=plane.settings.key_hasher,
         create_client=True,
         client_id=client_id,
@@ -152,6 +194,10 @@ def _create(
         allowed_datasets=arguments.dataset,
         limits={name: getattr(arguments, name) for name in LIMIT_NAMES},
         expires_at=arguments.expires,
+        allowed_cidrs=arguments.cidr,
+        allowed_countries=arguments.country,
+        allowed_hours=arguments.hours,
+        restrictions_mode=REPORT if arguments.report_only else ENFORCE,
         prefix=arguments.prefix,
         created_by="generate_api_key.py",
     )

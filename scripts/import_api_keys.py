@@ -101,6 +101,7 @@ def _store(plane: ControlPlane, entry: Entry, *, is_dry: bool) -> ApiKey | None:
     return import_key(
         plane.engine,
         plane.peppers,
+        by=plane.by,
         token=entry.token,
         client_id=client_id,
         name=name,

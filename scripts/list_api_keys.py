@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from _suggestions import print_suggestions
 from _wiring import control_plane, known_client, open_parser, print_json, run, text_table
 from sqlalchemy import Engine
 
@@ -16,8 +17,9 @@ from app.errors import StorageUnavailable
 from app.keys.models import ApiKey, KeySource, KeyUse
 from app.keys.objects import UNKNOWN_USE, RotationPolicy, key_object, source_objects
 from app.keys.registry import DUE_DAYS_MAX, KeyFilter, list_keys
+from app.keys.restrictions import REPORT
 
-COLUMNS = ("KEY", "CLIENT", "NAME", "ROLE", "STATUS", "CREATED", "EXPIRES", "LAST USED")
+COLUMNS = ("KEY", "CLIENT", "NAME", "ROLE", "STATUS", "CREATED", "EXPIRES", "ONLY", "LAST USED")
 
 
 def main() -> None:
@@ -31,6 +33,12 @@ def main() -> None:
         metavar="DAYS",
         help="only those that end or are due for rotation within DAYS, or have been",
     )
+    parser.add_argument(
+        "--suggest",
+        action="store_true",
+        help="the least that each key needs, learned from what it did; with --json"
+        ' {"suggestions": [...]}',
+    )
     arguments = parser.parse_args()
     with control_plane() as plane:
         due = None
@@ -39,6 +47,9 @@ def main() -> None:
         if arguments.client is not None:
             known_client(plane, arguments.client)
         keys = list_keys(plane.engine, KeyFilter(arguments.client, arguments.include_inactive, due))
+        if arguments.suggest:
+            print_suggestions(plane, keys, as_json=arguments.json)
+            return
         evidence = _read_evidence(plane.engine, keys)
     if arguments.json:
         print_json({"api_keys": [_object(key, plane.rotation_policy, evidence) for key in keys]})
@@ -105,6 +116,7 @@ def _row(key: ApiKey, evidence: Evidence) -> tuple[str, ...]:
         _status(key),
         f"{key.created_at:%Y-%m-%d}",
         "never" if end is None else f"{end:%Y-%m-%d}",
+        _restricted(key),
         unused if use is None else _minute(use.last_used_at),
     )
 
@@ -118,6 +130,19 @@ def _status(key: ApiKey) -> str:
     if key.rotated_to is not None:
         return "rotated"
     return "expired" if key.has_ended else "active"
+
+
+def _restricted(key: ApiKey) -> str:
+    """Say by what a key is restricted; --json has all of it."""
+    named = {
+        "addresses": key.allowed_cidrs,
+        "countries": key.allowed_countries,
+        "hours": key.allowed_hours,
+    }
+    found = ",".join(name for name, value in named.items() if value is not None)
+    if found and key.restrictions_mode == REPORT:
+        return f"{found} (report)"
+    return found or "-"
 
 
 def _minute(moment: datetime) -> str:

@@ -5,11 +5,13 @@ is written to a file unless --send is given; SMTP_URL and MAIL_FROM say how it i
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from _handover import Undo, close_link, handing_over, switch_off
-from _letters import Route, link, open_route
+from _handover import Undo, close_link, hand_over, switch_off
+from _letters import Letter, Route, link, open_route
+from _signals import held
 from _wiring import (
     ControlPlane,
     Refused,
@@ -46,11 +48,9 @@ def main() -> None:
     with control_plane() as plane:
         subject = _subject(plane, arguments)
         route = _open_route(plane, subject, arguments)
-        key, handover, undo = _prepare(plane, subject, is_inline=arguments.inline_key)
-        url = plane.settings.reachable_url
-        with handing_over(undo):
-            mail = compose(key, handover, url=url, sender=route.sender, to=route.to)
-            letter = route.dispatch(mail, handover, _file_name(key))
+        with held():
+            key, handover, undo = _prepare(plane, subject, is_inline=arguments.inline_key)
+            letter = hand_over(undo, partial(_mail, plane, route, key, handover))
     with letter.telling():
         if arguments.json:
             extra = {"claim_url": handover.claim_url or None, **letter.as_object()}
@@ -132,12 +132,18 @@ def _prepare(
     handover = Handover(text=text)
     with writing(plane.engine) as session:
         if subject.key is None:
-            add_key(session, key, create_client=True)
+            add_key(session, key, by=plane.by, create_client=True)
         if text and not is_inline:
             handover = link(plane, session, key, text)
     if subject.key is None:
         return key, handover, switch_off(plane, key)
     return key, handover, close_link(plane, handover) if handover.claim_url else None
+
+
+def _mail(plane: ControlPlane, route: Route, key: ApiKey, handover: Handover) -> Letter:
+    url = plane.settings.reachable_url
+    mail = compose(key, handover, url=url, sender=route.sender, to=route.to)
+    return route.dispatch(mail, handover, _file_name(key))
 
 
 def _file_name(key: ApiKey) -> str:

@@ -4,6 +4,8 @@ import fcntl
 import sys
 from pathlib import Path
 
+from _handover import telling
+from _signals import held
 from _wiring import (
     ControlPlane,
     Refused,
@@ -20,7 +22,7 @@ from _wiring import (
 from app.activity.database import open_activity
 from app.activity.presence import Receipt, await_dropped
 from app.errors import NotFound
-from app.keys.lifecycle import deactivate_key
+from app.keys.lifecycle import KeyChange, deactivate_key
 from app.keys.models import ApiKey
 from app.keys.objects import key_object
 from app.keys.registry import get_key
@@ -42,14 +44,21 @@ def main() -> None:
             "yes",
         ):
             raise Refused("not revoked")
-        changed = deactivate_key(plane.engine, key_id)
-        receipt = _await_dropped(plane, changed.generation)
-        heir = _heir(plane, changed.key)
+        with held():
+            changed = deactivate_key(plane.engine, key_id, by=plane.by)
+            with telling(f"{key.key_prefix} ({key.name}) is revoked."):
+                _tell(plane, key, changed, is_json=arguments.json)
+
+
+def _tell(plane: ControlPlane, key: ApiKey, changed: KeyChange, *, is_json: bool) -> None:
+    """Say when the key was dropped, and whose turn it is now."""
+    receipt = _await_dropped(plane, changed.generation)
+    heir = _heir(plane, changed.key)
     if heir is not None:
         # Whoever found the key may have rotated it.
         text = f"Note: {heir.key_prefix} ({heir.name}) took over from it and works on."
         print(text, file=sys.stderr)
-    if arguments.json:
+    if is_json:
         print_json(key_object(changed.key, plane.rotation_policy) | receipt.as_object())
     elif key.is_active:
         print(f"Revoked {key.key_prefix} ({key.name}); {_dropped(receipt)}.")

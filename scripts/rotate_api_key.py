@@ -4,10 +4,12 @@ The new key is shown once, or with --notify mailed to its owner behind a link th
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
-from _handover import handing_over, unrotate
-from _letters import link, open_route
+from _handover import hand_over, unrotate
+from _letters import Letter, Route, link, open_route
+from _signals import held
 from _wiring import (
     ControlPlane,
     active_client,
@@ -21,7 +23,7 @@ from _wiring import (
 )
 from sqlmodel import Session
 
-from app.delivery.mail import compose
+from app.delivery.mail import Handover, compose
 from app.delivery.templates import utc_text
 from app.keys.database import writing
 from app.keys.lifecycle import GRACE_S_DEFAULT, Rotation, replace_key
@@ -36,9 +38,9 @@ def main() -> None:
     with control_plane() as plane:
         old = known_key(plane, key_id)
         if arguments.notify is None:
-            _show(plane, old, arguments)
+            _rotate_and_show(plane, old, arguments)
         else:
-            _notify(plane, old, arguments)
+            _rotate_and_notify(plane, old, arguments)
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,30 +61,32 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _show(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
-    with writing(plane.engine) as session:
-        rotation = _rotate(session, plane, old, arguments.grace_seconds)
-    with handing_over(unrotate(plane, rotation)):
-        if arguments.json:
-            print_json(_object(plane, rotation) | {"key": rotation.text})
-        else:
-            print(_letter(rotation, plane.settings.reachable_url))
+def _rotate_and_show(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
+    with held():
+        with writing(plane.engine) as session:
+            rotation = _rotate(session, plane, old, arguments.grace_seconds)
+        show = partial(_show, plane, rotation, is_json=arguments.json)
+        hand_over(unrotate(plane, rotation), show)
 
 
-def _notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
+def _show(plane: ControlPlane, rotation: Rotation, *, is_json: bool) -> None:
+    if is_json:
+        print_json(_object(plane, rotation) | {"key": rotation.text})
+    else:
+        print(_letter(rotation, plane.settings.reachable_url))
+
+
+def _rotate_and_notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> None:
     """Rotate, and mail the link; nothing is rotated that could not be told of."""
     client = active_client(plane, old.client_id)
     name = client.name if client else "platform"
     route = open_route(plane.settings, arguments.notify, name, is_sent=True)
-    with writing(plane.engine) as session:
-        rotation = _rotate(session, plane, old, arguments.grace_seconds)
-        handover = link(plane, session, rotation.key, rotation.text)
-    key = rotation.key
-    file_name = f"rotation-{key.client_id or 'platform'}-{key.key_id}.eml"
-    url = plane.settings.reachable_url
-    with handing_over(unrotate(plane, rotation)):
-        mail = compose(key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old)
-        letter = route.dispatch(mail, handover, file_name)
+    with held():
+        with writing(plane.engine) as session:
+            rotation = _rotate(session, plane, old, arguments.grace_seconds)
+            handover = link(plane, session, rotation.key, rotation.text)
+        mail = partial(_mail, plane, route, rotation, handover)
+        letter = hand_over(unrotate(plane, rotation), mail)
     with letter.telling():
         if arguments.json:
             extra = {"claim_url": handover.claim_url, **letter.as_object()}
@@ -92,11 +96,20 @@ def _notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Namespace) -> 
             print(f"\n    {handover.claim_url}")
 
 
+def _mail(plane: ControlPlane, route: Route, rotation: Rotation, handover: Handover) -> Letter:
+    key, url = rotation.key, plane.settings.reachable_url
+    mail = compose(key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old)
+    file_name = f"rotation-{key.client_id or 'platform'}-{key.key_id}.eml"
+    return route.dispatch(mail, handover, file_name)
+
+
 def _rotate(session: Session, plane: ControlPlane, old: ApiKey, grace_s: int) -> Rotation:
     return replace_key(
         session,
         plane.peppers,
         old.key_id,
+        by=plane.by,
+        asker=None,
         grace_s=grace_s,
         key_hasher=plane.settings.key_hasher,
         created_by="rotate_api_key.py",

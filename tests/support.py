@@ -17,9 +17,11 @@ from sqlalchemy import Engine
 
 from app.edge.switch import Edge
 from app.keys.bootstrap import open_secrets
+from app.keys.changes import Author
 from app.keys.database import embedded_url, open_engine
 from app.keys.lifecycle import deactivate_key as switch_off
 from app.keys.registry import create_key
+from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
 from app.main import create_app
 from app.settings import Settings
@@ -28,6 +30,9 @@ LOGS = "/api/v1/logs"
 USAGE = "/api/v1/usage"
 NDJSON = "application/x-ndjson"
 DEADLINE_S = 20.0
+
+# Who changes keys in tests that call functions; what a service made seals under its own secret.
+BY = Author(chain_keys(["the secret that tests seal under"]), "a test")
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -84,7 +89,9 @@ class Service:
         self.app = app
         self.settings = settings
         self.engine: Engine = open_engine(embedded_url(settings.data_dir))
-        self.peppers = Peppers(open_secrets(settings.data_dir, settings.secret_key))
+        secrets = open_secrets(settings.data_dir, settings.secret_key)
+        self.peppers = Peppers(secrets)
+        self.by = Author(chain_keys(secrets), "a test")
         self.http = self.client()
 
     def client(self, address: str = "127.0.0.1") -> httpx.AsyncClient:
@@ -103,6 +110,7 @@ class Service:
         _, text = create_key(
             self.engine,
             self.peppers,
+            by=self.by,
             create_client=create_client,
             client_id=client_id,
             **properties,
@@ -111,7 +119,7 @@ class Service:
 
     def revoke(self, key: str) -> None:
         """Switch a key off, as another process would."""
-        switch_off(self.engine, key_id_of(key))
+        switch_off(self.engine, key_id_of(key), by=self.by)
 
     def request(
         self, method: str, path: str, key: str | None = None, **arguments: Any

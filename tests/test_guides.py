@@ -175,7 +175,7 @@ def test_javascript_sample(desk: Desk) -> None:
 
 def test_provider_commands(desk: Desk) -> None:
     """Each command of the provider's guide that is marked as run does what the text says."""
-    made, admin, revoke, due = _blocks(PROVIDER, "bash")
+    made, admin, restricted, revoke, due, audited, suggest = _blocks(PROVIDER, "bash")
     shown = _paste(desk, made)
     assert (
         len(set(re.findall(r"LOGGER_API_KEY=cl_live_acme_corp_\w{61}$", shown, re.MULTILINE))) == 2
@@ -184,18 +184,36 @@ def test_provider_commands(desk: Desk) -> None:
     key_ids = re.findall(r"cl_live_acme_corp_(\w{12})\*\*\*", "\n".join(listed))
     assert len(key_ids) == 2
     assert "cl_admin_" in _paste(desk, admin)
+    assert "cl_live_acme_corp_" in _paste(desk, restricted)
     assert "acme_corp" in _paste(desk, f"{due.strip()}0")  # the key that ends in 90 days
     assert key_ids[0] in _paste(desk, revoke.replace("KEY_ID", key_ids[0]))
     _paste(desk, due)
+    checked = _run(desk, ["bash", "-eu", "-o", "pipefail"], audited)
+    assert checked.count("all seals hold") == 2
+    assert "not used in the last 30 days" in _paste(desk, suggest)
 
 
 def _paste(desk: Desk, block: str) -> str:
     return _run(desk, ["bash", "-eu", "-o", "pipefail"], block, ROOT)
 
 
+def test_every_variable_of_the_commands_is_one_that_the_reader_has() -> None:
+    """Each variable of a sample is exported on the page or set in it, also where nothing is run."""
+    blocks = _blocks(PROVIDER, "(?:ba)?sh")
+    exported = {
+        name
+        for block in blocks
+        for line in re.findall(r"^export (.*)$", block, re.MULTILINE)
+        for name in re.findall(r"(\w+)=", line)
+    }
+    for block in blocks:
+        known = exported | set(re.findall(r"^(\w+)=", block, re.MULTILINE))
+        assert set(re.findall(r"\$\{?([A-Z_]+)", block)) <= known, block
+
+
 def test_table_of_roles() -> None:
     """The provider's guide lists every role with the scopes that it has."""
-    rows = re.findall(r"^\| `(\w+)` \| ([a-z: ]+) \|", PROVIDER, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| ((?:[a-z]+:[a-z]+ ?)+) \|", PROVIDER, re.MULTILINE)
     told = {role: set(scopes.split()) for role, scopes in rows}
     assert told == {role: ROLES[role] for role in ("client", "ingest", "viewer", "analyst")}
     assert set(re.findall(r"^\| `(\w+)` \|.*\|.*\|$", PROVIDER, re.MULTILINE)) >= set(ROLES)

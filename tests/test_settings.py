@@ -25,7 +25,17 @@ def test_example_shows_the_defaults() -> None:
     ("name", "value", "told"),
     [
         ("API_KEYS", "k:v,k:v", "JSON map"),
-        ("API_KEYS", '{"k": "Not A Slug"}', "client_id"),
+        ("API_KEYS", '{"k": "Not A Slug"}', "entry 1: what follows the key is no client_id"),
+        ("API_KEYS", '{"k": "a", "l": "b", "k": "c"}', "entry 3: the same key as in entry 1"),
+        ("API_KEYS", '{"k": {"l": "a"}}', "entry 1: what follows the key is no client_id"),
+        ("API_KEYS", '[["k", "a"]]', "JSON map"),
+        ("API_KEYS", "[" * 100_000, "JSON map"),
+        ("API_KEYS", f'{{"k": "a", "cl_live_a_{"0" * 61}": "a"}}', "entry 2: a key is mistyped"),
+        ("API_KEY_ADMIN", f"cl_admin_{'0' * 61}", "checksum"),
+        ("INITIAL_ADMIN_KEY", "k" * 600, "512"),
+        ("SECRET_KEY", "\udcff" * 20, "UTF-8"),
+        ("TRUSTED_PROXIES", "\udcff", "UTF-8"),
+        ("HOST", "\udcff", "UTF-8"),
         ("PORT", "http", "valid integer"),
         ("PORT", "70000", "65535"),
         ("REQUIRE_API_KEY", "perhaps", "boolean"),
@@ -42,6 +52,13 @@ def test_example_shows_the_defaults() -> None:
         ("API_KEY_ADMIN", "clé", "ASCII"),
         ("API_KEYS_FILE", "/no/such/file", "read"),
         ("API_KEYS_FILE", "/", "read"),
+        ("CORS_ORIGINS", "*", "origin"),
+        ("CORS_ORIGINS", "https://app.example.com/", "origin"),
+        ("TLS_KEY", "/no/such/file", "read"),
+        ("SELF_SCAN_ACTION", "delete", "quarantine"),
+        ("HEAD_TIMEOUT_S", "0", "greater"),
+        ("GEOIP_DATABASE", "/no/such/file", "read"),
+        ("TRUSTED_PROXY_HEADER", "X-Real-IP", "forwarded"),
     ],
 )
 def test_bad_value_is_one_line(
@@ -62,6 +79,8 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
     """The line about a bad secret does not hold the secret."""
     for name, value in (
         ("API_KEYS", '{"hunter2-hunter2": 5}'),
+        ("API_KEYS", '{"acme_corp": "Hunter2-hunter2"}'),
+        ("API_KEYS", '{"hunter2-hunter2": "a", "hunter2-hunter2": "b"}'),
         ("SMTP_URL", "smtp://user:hunter2/@mail.example.com"),
         ("SMTP_URL", "smtp://user:hunter2@mail.example.com:x"),
     ):
@@ -70,6 +89,33 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(BadSetting, match=name) as refused:
                 load_settings()
         assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("API_KEY_ADMIN", "API_KEY_DEFAULT"),
+        ("API_KEY_ADMIN", "API_KEYS"),
+        ("API_KEY_DEFAULT", "API_KEYS"),
+    ],
+)
+def test_a_key_stands_in_one_setting_only(
+    monkeypatch: pytest.MonkeyPatch, former: str, name: str
+) -> None:
+    """Whose a key is, is never decided by the order in which settings are looked at."""
+    monkeypatch.setenv(former, "k")
+    monkeypatch.setenv(name, '{"k": "acme"}' if name == "API_KEYS" else "k")
+    with pytest.raises(BadSetting) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"{name}: the same key as in {former}; example: {name}=")
+
+
+def test_an_env_file_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `.env` in another encoding is refused with one line, not a traceback."""
+    (tmp_path / ".env").write_bytes(b"PUBLIC_URL=http://caf\xe9.example\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting, match=r"^\.env: is not UTF-8 text; example: "):
+        load_settings()
 
 
 def test_multi_line_json_in_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

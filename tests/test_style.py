@@ -66,8 +66,8 @@ def test_every_module_is_used() -> None:
         if name == "__init__" or module in commands:
             continue
         used = re.search(
-            rf"from {re.escape(module)} import|from {re.escape(package)} import [^\n]*\b{name}\b"
-            rf"|import {re.escape(module)}\b",
+            rf"from {re.escape(module)} import|import {re.escape(module)}\b"
+            rf"|from {re.escape(package)} import ([^\n(]*|\([^)]*)\b{name}\b",
             text,
         )
         if used is None and f'"{module}:' not in text:

@@ -24,10 +24,9 @@ from sqlalchemy.exc import InvalidatePoolError
 
 from app.errors import StorageUnavailable
 from app.keys.database import StartRefused, is_current, open_engine, sqlite_engine, upgrade
+from app.keys.side_files import Identity, SideFiles, identity
 
 log = logging.getLogger(__name__)
-
-_Identity = tuple[int, int]
 
 
 def open_activity(control: Engine) -> Engine:
@@ -51,16 +50,15 @@ class _ActivityFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._side_paths = [Path(f"{os.path.realpath(path)}{end}") for end in ("-wal", "-shm")]
+        self._side_files = SideFiles(path)
         # Connections are opened by any thread, and Alembic is not made for two.
         self._lock = Lock()
-        self._file: _Identity | None = None
-        self._side_files: dict[Path, _Identity | None] = {}
+        self._file: Identity | None = None
 
     def before_connect(self, _dialect: Any, record: Any, _args: Any, _options: Any) -> None:
         """See to it that there is a file to connect to; raise StorageUnavailable."""
         with self._lock:
-            found = _identity(self._path)
+            found = identity(self._path)
             if found is None or found != self._file:
                 if self._file is not None:
                     log.warning("%s was removed or replaced: going over to the new one", self._path)
@@ -75,16 +73,16 @@ class _ActivityFile:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # opens those beside it
         with self._lock:
-            self._side_files = {path: _identity(path) for path in self._side_paths}
+            self._side_files.remember()
 
     def on_checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
         """Have the pool open all its connections anew if theirs is not the file of the name."""
         if record.info.pop("is_new", False):
             return  # it would be the pool's second try, and its last
-        if record.info["file"] != _identity(self._path):
+        if record.info["file"] != identity(self._path):
             raise InvalidatePoolError
 
-    def _make_sure(self) -> _Identity | None:
+    def _make_sure(self) -> Identity | None:
         """Make the file if it is absent, and bring its schema up to date; say which one it is."""
         try:
             with _alone_in(self._path.parent):
@@ -95,7 +93,7 @@ class _ActivityFile:
                         upgrade(engine)
                 finally:
                     engine.dispose()
-                return _identity(self._path)
+                return identity(self._path)
         except (OSError, StartRefused) as error:
             raise StorageUnavailable(f"{self._path}: {error}") from error
 
@@ -104,11 +102,10 @@ class _ActivityFile:
 
         Beside a file that is there only what was beside the former one.
         """
-        is_absent = _identity(self._path) is None
-        for path in self._side_paths:
-            found = _identity(path)
-            if found is not None and (is_absent or found == self._side_files.get(path)):
-                path.unlink()
+        is_absent = identity(self._path) is None
+        for path in self._side_files.paths:
+            if self._side_files.is_left(path) or (is_absent and identity(path) is not None):
+                Path(path).unlink()
 
 
 @contextmanager
@@ -120,11 +117,3 @@ def _alone_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
-
-
-def _identity(path: Path) -> _Identity | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116  # as in app/keys/watch.py
-    except OSError:
-        return None
-    return found.st_ino, found.st_dev

@@ -1,30 +1,24 @@
 """How much each key was used, when last, and from where: the evidence that a rotation rests on."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Table, TextualSelect, case, delete, func, select, text, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Session, SQLModel, col
+from sqlalchemy import Engine, case, delete, func, select, tuple_
+from sqlmodel import Session, col
 
-from app.journal import redacted
+from app.activity.rows import (
+    KEY_ID_LENGTH_MAX,
+    chunks,
+    storable_address,
+    storable_agent,
+    upsert,
+)
 from app.keys.database import reading, writing
 from app.keys.models import KeySource, KeyUse
 
 # What an operator can look through; who uses a key from more places at once is a finding by itself.
 SOURCES_PER_KEY_MAX = 20
-# The widths of the columns: PostgreSQL refuses what is longer.
-_KEY_ID_LENGTH_MAX = 64
-_SOURCE_IP_LENGTH_MAX = 45
-_USER_AGENT_LENGTH_MAX = 255
-# One statement of many rows: a thread that steps through rows beside a busy event loop waits for
-# the interpreter's lock at each. Well below the 32,766 values that SQLite binds.
-_ROWS_MAX = 500
-
-_Item = TypeVar("_Item")
 
 
 class Sighting(NamedTuple):
@@ -61,9 +55,9 @@ def record(engine: Engine, sightings: Iterable[Sighting]) -> None:
         # The keys' rows first, in the order of their ids: of two workers that write of the same
         # keys one waits, never both, and a key's sources are only written by who has its row.
         uses = [_use_row(by_key[key_id]) for key_id in sorted(by_key)]
-        _write(session, KeyUse, uses, _added_use)
-        _write(session, KeySource, [_source_row(one) for one in kept], _added_source)
-        for key_ids in _chunks(sorted({one.key_id for one in kept})):
+        upsert(session, KeyUse, uses, _added_use)
+        upsert(session, KeySource, [_source_row(one) for one in kept], _added_source)
+        for key_ids in chunks(sorted({one.key_id for one in kept})):
             _prune(session, key_ids)
 
 
@@ -71,7 +65,7 @@ def read_uses(engine: Engine, key_ids: Iterable[str]) -> dict[str, KeyUse]:
     """Return the use of each of these keys that was ever used."""
     found: dict[str, KeyUse] = {}
     with reading(engine) as session:
-        for some in _chunks(list(key_ids)):
+        for some in chunks(list(key_ids)):
             rows = session.scalars(select(KeyUse).where(col(KeyUse.key_id).in_(some)))
             found.update((use.key_id, use) for use in rows)
     return found
@@ -104,13 +98,10 @@ def _merged(sightings: Iterable[Sighting]) -> list[Sighting]:
 
 
 def _storable(one: Sighting) -> Sighting:
-    # Some send a key as their user agent by mistake. It is looked for before the cut: of half a key
-    # nobody can tell that it is one.
-    user_agent = redacted(one.user_agent)
     return one._replace(
-        key_id=one.key_id[:_KEY_ID_LENGTH_MAX],
-        source_ip=_printable(one.source_ip[:_SOURCE_IP_LENGTH_MAX]),
-        user_agent=_printable(user_agent[:_USER_AGENT_LENGTH_MAX]),
+        key_id=one.key_id[:KEY_ID_LENGTH_MAX],
+        source_ip=storable_address(one.source_ip),
+        user_agent=storable_agent(one.user_agent),
     )
 
 
@@ -143,52 +134,8 @@ def _source_row(one: Sighting) -> dict[str, Any]:
     }
 
 
-def _write(
-    session: Session,
-    model: type[SQLModel],
-    rows: list[dict[str, Any]],
-    added: Callable[[Any, Any], dict[str, Any]],
-) -> None:
-    """Insert rows, or add them to those that are there.
-
-    Each worker writes by itself and none of them in order, so the later moment wins, whoever comes
-    first.
-    """
-    table: Table = model.__table__  # type: ignore[attr-defined]
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    for some in _chunks(rows):
-        insert = (
-            postgresql.insert(table).values(some)
-            if is_postgresql
-            else sqlite.insert(table).from_select(list(some[0]), _as_one_value(table, some))
-        )
-        session.execute(
-            insert.on_conflict_do_update(
-                index_elements=list(table.primary_key), set_=added(table.c, insert.excluded)
-            )
-        )
-
-
-def _as_one_value(table: Table, rows: list[dict[str, Any]]) -> TextualSelect:
-    """Give rows to SQLite as one JSON text: the statement is then compiled once for all.
-
-    Compiling one of as many values took 100 ms of the interpreter a thousand rows, beside the
-    event loop.
-    """
-    names = list(rows[0])
-    cells = [[_sqlite_value(row[name]) for name in names] for row in rows]
-    columns = ", ".join(f"value ->> {place}" for place in range(len(names)))
-    # Without a WHERE the ON that follows would be read as that of a join.
-    source = text(f"SELECT {columns} FROM json_each(:rows) WHERE true")
-    return source.bindparams(rows=json.dumps(cells)).columns(*(table.c[name] for name in names))
-
-
-def _sqlite_value(value: Any) -> Any:
-    """Write a moment as SQLAlchemy does for SQLite."""
-    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}" if isinstance(value, datetime) else value
-
-
-# What becomes of each column that is not the row's name, of the row that is there and a new one.
+# Each worker writes by itself and none of them in order, so the later moment wins, whoever comes
+# first.
 
 
 def _added_source(old: Any, new: Any) -> dict[str, Any]:
@@ -232,13 +179,3 @@ def _prune(session: Session, key_ids: Sequence[str]) -> None:
         delete(KeySource).where(tuple_(*name).in_(beyond)),
         execution_options={"synchronize_session": False},
     )
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _chunks(items: Sequence[_Item]) -> Iterator[list[_Item]]:
-    rest = iter(items)
-    while some := list(islice(rest, _ROWS_MAX)):
-        yield some

@@ -34,6 +34,7 @@ ANY_KEY = Rule()
 READ = Rule(scope="logs:read")
 QUERY = Rule(scope="logs:query")
 USAGE = Rule(scope="usage:read")
+AUDIT = Rule(scope="audit:read")
 MANAGE = Rule(scope=MANAGEMENT)
 MANAGE_PLATFORM = Rule(scope=MANAGEMENT, is_platform=True)
 
@@ -41,6 +42,7 @@ _KEYS = "/api/v1/api-keys"
 _KEY = f"{_KEYS}/{{id_or_key_id}}"
 _CLIENTS = "/api/v1/clients"
 _CLIENT = f"{_CLIENTS}/{{client_id}}"
+_AUDIT = "/api/v1/audit"
 
 RULES: dict[tuple[str, str], Rule] = {
     ("POST", ingest.PATH): Rule(scope=ingest.SCOPE),
@@ -65,6 +67,9 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", _CLIENT): MANAGE,
     ("PATCH", _CLIENT): MANAGE,
     ("DELETE", f"{_CLIENT}/logs"): MANAGE_PLATFORM,
+    ("GET", _AUDIT): AUDIT,
+    ("GET", f"{_AUDIT}/denials/{{request_id}}"): AUDIT,
+    ("GET", f"{_AUDIT}/access"): AUDIT,
     # Any key of the platform, whatever its scopes: they tell of no client, and the key that
     # Prometheus holds should be one that may do nothing else.
     ("GET", "/metrics"): Rule(is_platform=True, is_metrics=True),

@@ -11,9 +11,23 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app import __version__
-from app.api import claims, clients, docs, erasure, export, health, keys, logs, query, tail, usage
+from app.api import (
+    audit,
+    claims,
+    clients,
+    denials,
+    docs,
+    erasure,
+    export,
+    health,
+    keys,
+    logs,
+    query,
+    tail,
+    usage,
+)
 from app.api.access import RULES
-from app.api.dependencies import authorize
+from app.api.dependencies import authorize, endpoint
 from app.api.openapi import describe
 from app.api.services import Services
 from app.api.throttle import RETRY_AFTER_S
@@ -24,7 +38,10 @@ log = structlog.get_logger(__name__)
 
 
 def create_control_app(
-    *, metrics_public: bool = False, management_requests_per_minute: int = 600
+    *,
+    metrics_public: bool = False,
+    management_requests_per_minute: int = 600,
+    docs_enabled: bool = True,
 ) -> FastAPI:
     """Build the application; `state.services` is set once the service has opened."""
     app = FastAPI(
@@ -37,7 +54,12 @@ def create_control_app(
     app.state.metrics_public = metrics_public
     app.state.management_requests_per_minute = management_requests_per_minute
     app.state.throttle_id = uuid4()
-    for routes in (export, tail, logs, query, usage, keys, clients, erasure, health, claims, docs):
+    routers = (
+        *(export, tail, logs, query, usage, keys),
+        *(audit, clients, denials, erasure, health, claims),
+        *((docs,) if docs_enabled else ()),
+    )
+    for routes in routers:
         app.include_router(routes.router)
     app.add_exception_handler(LoggerError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -50,15 +72,18 @@ def create_control_app(
 
 def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoggerError)  # noqa: S101
+    services: Services = request.app.state.services
+    request_id = request.state.request_id
     account = getattr(request.state, "account", None)
-    if account is not None and isinstance(error, Forbidden | RateLimited):
-        services: Services = request.app.state.services
-        services.tally.count(account.principal, denied=1)
+    principal = None if account is None else account.principal
+    if principal is not None and isinstance(error, Forbidden | RateLimited):
+        services.tally.count(principal, denied=1)
+    services.denials.note(error, request_id, endpoint(request), request.scope, principal)
     if isinstance(error, StorageUnavailable):
-        log.error("storage unavailable", reason=error.reason, request_id=request.state.request_id)
+        log.error("storage unavailable", reason=error.reason, request_id=request_id)
     if request.scope["route"].path == claims.PATH:
         return claims.error_page(error)
-    return _response(*problem(error, request.state.request_id))
+    return _response(*problem(error, request_id))
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:

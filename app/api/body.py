@@ -4,6 +4,7 @@ FastAPI would read and parse a declared body before it asks who calls.
 """
 
 import asyncio
+import json
 import re
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,6 +24,8 @@ BODY_S_MAX = 30.0
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+
+UNKEPT = "the body holds a number that is too large, or half of a surrogate pair"
 
 T = TypeVar("T")
 
@@ -57,7 +60,22 @@ async def read_json(request: Request, form: type[T], *, empty: bytes = b"") -> A
             msgspec.json.decode(body)  # the first fault may not be the worst: is it JSON at all?
             raise Invalid([_fault(str(error))]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if _is_json(body):
+            raise Invalid([fault(None, UNKEPT)]) from None
         raise MalformedBody(f"Malformed JSON: {error}") from None
+
+
+def _is_json(body: bytes) -> bool:
+    """Say whether a body is JSON after all, though it holds what cannot be kept."""
+    try:
+        json.loads(body, parse_int=str, parse_float=str, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and Infinity are none of JSON's
 
 
 def read_query(request: Request, form: type[T]) -> T:
@@ -91,7 +109,8 @@ async def _read(request: Request) -> bytes:
 def _fault(message: str) -> dict[str, Any]:
     """Turn a message of msgspec into a field and what is wrong with it."""
     placed = _PLACE.fullmatch(message)
-    text, place = (placed[1], placed[2]) if placed else (message, "")
+    # Of a member of a map msgspec says no more than `limits[...]`.
+    text, place = (placed[1], placed[2].replace("[...]", "")) if placed else (message, "")
     for pattern, detail in ((_UNKNOWN, "is not known"), (_MISSING, "is required")):
         if named := pattern.fullmatch(text):
             return fault(f"{place}.{named[1]}" if place else named[1], detail)

@@ -11,14 +11,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from app.api.author import origin_of
 from app.api.dependencies import Opened
 from app.api.openapi import documented
 from app.api.throttle import limited_by, source
 from app.api.writes import CLAIMS
 from app.delivery import claims
 from app.delivery.templates import STYLE, render
+from app.edge.hardening import page_headers
 from app.edge.problem import retry_after, status_of
 from app.errors import Gone, LoggerError, NotFound
+from app.keys.changes import Author
 
 PATH = "/claim/{token}"
 # Of one address, of each of the two pages. A person opens one and presses its button; an office of
@@ -27,14 +30,9 @@ PAGES_PER_MINUTE = 60
 
 _STYLE_HASH = b64encode(sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
+    # Among them no referrer: the link is a secret.
+    **page_headers(f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'"),
     "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",  # the link is a secret
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
     "X-Robots-Tag": "noindex, nofollow",
 }
 
@@ -79,9 +77,10 @@ async def show_button(request: Request, token: str, opened: Opened) -> HTMLRespo
 
 @router.post(PATH, summary="Show the key behind a claim link, once", **_documented())
 @_limited
-async def show_key(request: Request, token: str, opened: Opened) -> HTMLResponse:  # noqa: ARG001  # as above
+async def show_key(request: Request, token: str, opened: Opened) -> HTMLResponse:
     """Show the key."""
-    claimed = await opened.writes.run(CLAIMS, claims.claim, opened.engine, token)
+    by = Author(opened.seals, claims.BY_LINK, origin=origin_of(request, opened))
+    claimed = await opened.writes.run(CLAIMS, claims.claim, opened.engine, token, by=by)
     return HTMLResponse(render("claim_shown.html", **claimed._asdict()), headers=HEADERS)
 
 

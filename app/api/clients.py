@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.api.author import author_of
 from app.api.body import read_json, read_query
 from app.api.dependencies import Caller, Opened
 from app.api.forms import ClientCreate, ClientList, ClientPatch, Nothing, columns
@@ -36,7 +37,7 @@ async def create(request: Request, opened: Opened) -> dict[str, Any]:
         opened.engine,
         client_id,
         properties,
-        asker=opened.authenticator.asker(caller),
+        by=author_of(request, opened, caller),
     )
     return client_object(client)
 
@@ -84,7 +85,7 @@ async def change(request: Request, client_id: str, opened: Opened) -> dict[str, 
         opened.engine,
         client_id,
         columns(form),
-        asker=opened.authenticator.asker(caller),
+        by=author_of(request, opened, caller),
     )
     dropped = await receipt(opened, changed.generation) if form.is_active is False else {}
     return client_object(changed.client) | dropped

@@ -1,11 +1,14 @@
 """The vocabulary of the routes: who calls, what it may, what it stands on."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.activity.access import ALL_DATASETS
 from app.api import access
 from app.api.services import Services
+from app.edge.accesses import Pending
 from app.errors import Invalid, NotFound
 from app.keys.principal import Principal
 from app.logs.rows import NOT_A_SLUG, SLUG
@@ -28,12 +31,30 @@ async def authorize(request: Request, opened: Opened) -> None:
     if not rule.needs_key:
         return
     principal = await opened.authenticator.authenticate(request.scope)
-    user_agent = request.headers.get("user-agent", "").encode("latin-1")
-    opened.sightings.note(principal, opened.authenticator.source(request.scope), user_agent)
     account = opened.limiter.account(principal)
     request.state.account = account
-    opened.limiter.admit(account)
+    address = opened.authenticator.source(request.scope)
+    source = (address, request.headers.get("user-agent", "").encode("latin-1"))
+    request.state.access = Pending(
+        *(opened.accesses, principal.key_id, endpoint(request), source, _datasets(rule, request))
+    )
+    opened.guard.check(principal, address)
+    opened.sightings.note(principal, *source)
+    await account.admit()
     access.check(rule, principal)
+
+
+def endpoint(request: Request) -> str:
+    """Name the route that a request has reached, with nothing of what stands in its path."""
+    return f"{request.method} {request.scope['route'].path}"
+
+
+def _datasets(rule: access.Rule, request: Request) -> Collection[str]:
+    """Say which datasets a request reads: those it names, or all that its key may."""
+    if rule.scope not in {access.READ.scope, access.QUERY.scope}:
+        return ()
+    named = {one for one in request.query_params.getlist("dataset") if SLUG.fullmatch(one)}
+    return named or (ALL_DATASETS,)
 
 
 async def authorize_again(request: Request) -> Principal:
@@ -43,6 +64,7 @@ async def authorize_again(request: Request) -> Principal:
     """
     opened = services(request)
     principal = await opened.authenticator.authenticate(request.scope)
+    opened.guard.check(principal, opened.authenticator.source(request.scope))
     access.check(access.rule_of(request), principal)
     return principal
 

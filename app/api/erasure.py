@@ -6,11 +6,13 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, Request
 
+from app.api.author import author_of
 from app.api.dependencies import Caller, Opened
 from app.api.logs import within_datasets
 from app.api.openapi import ERASED, ERASURE_FILTERS, documented
 from app.api.throttle import limited
-from app.errors import Invalid, fault
+from app.api.writes import place_of
+from app.errors import Invalid, Overloaded, StorageUnavailable, fault
 from app.keys import clients
 from app.logs.selection import parse_selection
 from app.logs.timestamp import format_instant
@@ -41,12 +43,24 @@ async def erase_logs(
     if empty:
         raise Invalid(empty)
     selection = within_datasets(caller, parse_selection(params, time.time_ns() // 1000))
+    by, place = author_of(request, opened, caller), place_of(caller)
+    filters = {"filters": selection.as_params()}
+    # Before anything is erased: what can't be recorded is not done.
+    await opened.writes.run(place, clients.begin_erasure, opened.engine, client_id, filters, by=by)
     erased = await opened.store.erase(client_id, selection)
     log.info("logs erased", client_id=client_id, by=caller.key_id, logs=erased.logs)
-    return {
+    receipt = {
         "erased": erased.logs,
         "from": None if erased.first is None else format_instant(*erased.first),
         "to": None if erased.last is None else format_instant(*erased.last),
         "erased_at": format_instant(time.time_ns() // 1000),
         "digest": erased.digest,
     }
+    try:
+        await opened.writes.run(
+            place, clients.end_erasure, opened.engine, client_id, receipt, by=by
+        )
+    except (StorageUnavailable, Overloaded):
+        # Done is done, and a repeat would have another receipt: that there was one is recorded.
+        log.exception("the receipt of an erasure is not in the audit", **receipt)
+    return receipt

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
+import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
@@ -71,12 +71,21 @@ async def export_logs(request: Request, principal: Caller, opened: Opened) -> Re
     return _Export(request, opened, principal, query, form, first)
 
 
+class _Identified(msgspec.Struct):
+    """A rendered log, of which the rest may hold numbers of any size."""
+
+    id: str
+
+
+_decode_id = msgspec.json.Decoder(_Identified).decode
+
+
 async def _ended(store: LogStore, query: LogQuery) -> LogQuery:
     """End an ascending query at the newest log there is: it might never catch up with new ones."""
     if query.order == "desc":
         return query
     page = await store.page(LogQuery(query.client_id, limit=1))
-    newest = parse_id(orjson.loads(page.logs)["id"]) if page.logs else None
+    newest = parse_id(_decode_id(page.logs).id) if page.logs else None
     if newest is None:
         return query
     end = (newest.us, newest.ns + 1)

@@ -21,7 +21,7 @@ PAGE_ITEMS_MAX = 1_000
 Moment = Annotated[datetime, Meta(tz=True)]
 Limits = dict[str, int | None]
 # Protection that is not built yet; whoever asks for it must not believe that it is there.
-_NOT_BUILT = ("allowed_cidrs", "allowed_countries", "allowed_hours", "require_signature")
+_NOT_BUILT = ("require_signature",)
 
 
 class KeyCreate(Struct, forbid_unknown_fields=True):
@@ -41,6 +41,7 @@ class KeyCreate(Struct, forbid_unknown_fields=True):
     allowed_cidrs: list[str] | None = None
     allowed_countries: list[str] | None = None
     allowed_hours: dict[str, Any] | None = None
+    restrictions_mode: str | None = None
     require_signature: bool = False
 
 
@@ -59,6 +60,7 @@ class KeyPatch(Struct, forbid_unknown_fields=True):
     allowed_cidrs: list[str] | UnsetType | None = UNSET
     allowed_countries: list[str] | UnsetType | None = UNSET
     allowed_hours: dict[str, Any] | UnsetType | None = UNSET
+    restrictions_mode: str | UnsetType = UNSET
     require_signature: bool | UnsetType = UNSET
 
 
@@ -114,6 +116,16 @@ class ClientList(Struct, forbid_unknown_fields=True):
     cursor: str | None = None
 
 
+class AccessList(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """The query of GET /api/v1/audit/access."""
+
+    key_id: str | None = None
+    from_: str | None = None
+    to: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS
+    cursor: str | None = None
+
+
 def columns(form: Struct) -> dict[str, Any]:
     """Return what a form sets, by the name of the column; Invalid for limits that can't be."""
     asked = {
@@ -141,6 +153,12 @@ def _check_built(form: Struct) -> None:
     for name in _NOT_BUILT:
         if getattr(form, name, UNSET) not in (UNSET, None, False):  # lists
             raise Invalid.parameter(name, "is not supported by this version")
+
+
+def check_countries(form: KeyCreate | KeyPatch, *, known: bool) -> None:
+    """Refuse to restrict a key to countries where no database tells which one an address is in."""
+    if not known and form.allowed_countries not in (UNSET, None):  # lists
+        raise Invalid.parameter("allowed_countries", "needs the setting GEOIP_DATABASE")
 
 
 def as_properties(form: KeyCreate, client_id: str | None) -> dict[str, Any]:

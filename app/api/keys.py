@@ -2,7 +2,7 @@
 
 A route reads its request only once slowapi has counted it. It reads the database by `reads` and
 writes to it by `writes` (app/api/services.py).
-`asker` is the caller everywhere: what it may not see is not found, what it may not give forbidden.
+The caller asks everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
 import json
@@ -16,9 +16,19 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from app.activity.uses import read_sources, read_uses
+from app.api.author import author_of
 from app.api.body import read_json, read_query
 from app.api.dependencies import Caller, Opened
-from app.api.forms import KeyCreate, KeyList, KeyPatch, KeyRotate, Nothing, as_properties, columns
+from app.api.forms import (
+    KeyCreate,
+    KeyList,
+    KeyPatch,
+    KeyRotate,
+    Nothing,
+    as_properties,
+    check_countries,
+    columns,
+)
 from app.api.openapi import API_KEY, API_KEY_PAGE, BODY_FAULTS, NEW_API_KEY, documented
 from app.api.receipt import receipt
 from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
@@ -52,13 +62,14 @@ router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
 async def create(request: Request, response: Response, opened: Opened) -> Any:
     """Make a key; its text, `key`, is in this reply and never again. A new client is made too."""
     form, body, caller = await read_json(request, KeyCreate)
+    check_countries(form, known=opened.guard.knows_countries)
     properties = as_properties(form, caller.client_id)
     if caller.client_id is None and form.client_id is None and form.role != ADMIN:
         raise Invalid.parameter("client_id", "is required, but for role admin")
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
         "create_client": caller.is_admin,
-        "asker": opened.authenticator.asker(caller),
+        "by": author_of(request, opened, caller),
         "created_by": caller.key_id,
         "once": _once(request, caller, body),
         **properties,
@@ -134,7 +145,8 @@ async def show(
 async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Set what is named and leave the rest; null stands for the default or for none."""
     form, _, caller = await read_json(request, KeyPatch)
-    return await _update(opened, caller, id_or_key_id, columns(form))
+    check_countries(form, known=opened.guard.knows_countries)
+    return await _update(request, opened, caller, id_or_key_id, columns(form))
 
 
 @router.delete("/{id_or_key_id}", summary="Delete a key", **documented(API_KEY, 403, 404, 422))
@@ -147,7 +159,7 @@ async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
         lifecycle.delete_key,
         opened.engine,
         id_or_key_id,
-        asker=opened.authenticator.asker(caller),
+        by=author_of(request, opened, caller),
     )
     return await _shown(opened, deleted.key) | await receipt(opened, deleted.generation)
 
@@ -161,7 +173,7 @@ async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
 async def deactivate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key off; the reply tells when every worker had dropped it."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
-    return await _update(opened, caller, id_or_key_id, {"is_active": False})
+    return await _update(request, opened, caller, id_or_key_id, {"is_active": False})
 
 
 @router.post(
@@ -173,7 +185,7 @@ async def deactivate(request: Request, id_or_key_id: str, opened: Opened) -> dic
 async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
     """Switch a key on again; one whose time is over stays off."""
     _, _, caller = await read_json(request, Nothing, empty=b"{}")
-    return await _update(opened, caller, id_or_key_id, {"is_active": True})
+    return await _update(request, opened, caller, id_or_key_id, {"is_active": True})
 
 
 @router.post(
@@ -200,7 +212,7 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
         grace_s=grace_s,
         key_hasher=opened.key_hasher,
         created_by=caller.key_id,
-        asker=opened.authenticator.asker(caller),
+        by=author_of(request, opened, caller),
     )
     dropped = await receipt(opened, rotation.generation) if ends else {}
     return key_object(rotation.key, opened.rotation_policy) | {
@@ -212,7 +224,11 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
 
 
 async def _update(
-    opened: Services, caller: Principal, id_or_key_id: str, changes: dict[str, Any]
+    request: Request,
+    opened: Services,
+    caller: Principal,
+    id_or_key_id: str,
+    changes: dict[str, Any],
 ) -> dict[str, Any]:
     """Change a key and show it; what switches it off tells when every worker had dropped it."""
     ends = changes.get("is_active") is False
@@ -222,7 +238,7 @@ async def _update(
         opened.engine,
         id_or_key_id,
         changes,
-        asker=opened.authenticator.asker(caller),
+        by=author_of(request, opened, caller),
     )
     dropped = await receipt(opened, changed.generation) if ends else {}
     return await _shown(opened, changed.key) | dropped

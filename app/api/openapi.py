@@ -403,7 +403,8 @@ def documented(
     public: bool = False,
 ) -> dict[str, Any]:
     """Return the arguments that describe a route: its answer, its faults, what it takes."""
-    statuses = set(faults) if public else {401, 429, 503, *faults}
+    # 403, since a key may be restricted to addresses, countries or hours.
+    statuses = set(faults) if public else {401, 403, 429, 503, *faults}
     responses: dict[int | str, Any] = {
         status: {"description": _SUCCESSES[status], "content": content}
     }

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from app.activity.access import ALL_DATASETS
 from app.api.body import read_json
 from app.api.dependencies import ALL_CLIENTS, Opened, client_asked
 from app.api.logs import SAFE, within_datasets
@@ -35,6 +36,7 @@ async def query_logs(request: Request, opened: Opened) -> Response:
     query = parse_aggregation(
         None if client_id == ALL_CLIENTS else client_id, asked.form, time.time_ns() // 1000
     )
+    request.state.access.datasets = query.filters.get("dataset", (ALL_DATASETS,))
     query = within_datasets(asked.caller, query)
     rows = await opened.store.aggregate(query)
     if _wants_csv(request):

@@ -15,6 +15,7 @@ from app.api.forms import (
 )
 from app.keys.lifecycle import GRACE_S_DEFAULT
 from app.keys.models import LIMIT_NAMES
+from app.keys.restrictions import DAYS, MODES
 from app.keys.roles import ROLES
 
 JsonSchema = dict[str, Any]
@@ -45,9 +46,26 @@ _KEY_PROPERTIES: JsonSchema = {
     "allowed_datasets": _MAYBE_TEXTS | {"description": "null = all."},
     "limits": _LIMITS,
     "metadata": {"type": "object"},
-    "allowed_cidrs": _MAYBE_TEXTS,
-    "allowed_countries": _MAYBE_TEXTS,
-    "allowed_hours": _MAYBE_OBJECT,
+    "allowed_cidrs": _MAYBE_TEXTS | {"description": "Addresses and networks; null = all."},
+    "allowed_countries": _MAYBE_TEXTS | {"description": "ISO 3166-1 alpha-2; null = all."},
+    "allowed_hours": _MAYBE_OBJECT
+    | {
+        "description": (
+            "null = always. The end is exclusive; with `end` before `start` the window crosses"
+            " midnight, and `days` are those on which it starts."
+        ),
+        "properties": {
+            "start": {"type": "string", "examples": ["09:00"]},
+            "end": {"type": "string", "examples": ["17:00"]},
+            "timezone": {"type": "string", "description": "Of IANA; UTC if absent."},
+            "days": {"type": "array", "items": {"enum": list(DAYS)}},
+        },
+    },
+    "restrictions_mode": {
+        "type": "string",
+        "enum": list(MODES),
+        "description": "`report`: what the restrictions would refuse is only reported.",
+    },
     "require_signature": _BOOLEAN,
     "is_active": _BOOLEAN,
     "created_at": _MAYBE_TIME,
@@ -179,3 +197,87 @@ KEY_LIST = [
     *_PAGING,
 ]
 CLIENT_LIST = _PAGING
+DENIAL = {
+    "application/json": {
+        "schema": _object(
+            {
+                "request_id": _TEXT,
+                "at": _TIME,
+                "status": {"type": "integer"},
+                "reason": {"type": "string", "examples": ["expired", "wrong_secret"]},
+                "explanation": _TEXT,
+                "client_id": _MAYBE_TEXT,
+                "key_id": _MAYBE_TEXT | {"description": "As it was named, if it was well-formed."},
+                "endpoint": {"type": "string", "examples": ["POST /api/v1/logs"]},
+                "source_ip": _TEXT,
+                "user_agent": _TEXT,
+            }
+        )
+    }
+}
+_ACCESS: JsonSchema = {
+    "minute": _TIME,
+    "key_id": _TEXT,
+    "endpoint": _TEXT,
+    "dataset": {"type": "string", "description": "`*`: all that the key may read."},
+    "source_ip": _TEXT,
+    "user_agent": _TEXT,
+    "outcome": {"type": "string", "description": "The status.", "examples": ["201"]},
+    "requests": {"type": "integer"},
+}
+ACCESS_PAGE = {
+    "application/json": {
+        "schema": _object(
+            {
+                "access": {"type": "array", "items": _object(_ACCESS)},
+                "next_cursor": _MAYBE_TEXT,
+            }
+        )
+    }
+}
+ACCESS_LIST = [
+    _parameter("key_id", _TEXT, "Only this key's."),
+    _parameter("from", _TEXT, "From this minute: RFC 3339, or relative like `-1h`, `-7d`."),
+    _parameter("to", _TEXT, "Before this minute."),
+    *_PAGING,
+]
+_EVENT: JsonSchema = {
+    "at": _TIME,
+    "action": {"type": "string", "examples": ["key.created", "key.deactivated", "denied"]},
+    "actor": {
+        "type": "string",
+        "description": "A key_id, or what else acted.",
+        "examples": ["script:revoke_api_key (root)"],
+    },
+    "client_id": _MAYBE_TEXT | {"description": "null = the platform."},
+    "target": {"type": "string", "description": "A key_id, a client_id, or what else it is about."},
+    "source_ip": _TEXT,
+    "user_agent": _TEXT,
+    "request_id": _TEXT,
+    "detail": {
+        "type": "object",
+        "description": "Of a change: each column that changed, with its values before and after.",
+        "examples": [{"is_active": [True, False]}],
+    },
+    "chain": {"type": "string", "description": "The client_id, or `*` for the platform's own."},
+    "seq": {"type": "integer", "description": "Its number in the chain."},
+}
+AUDIT_PAGE = {
+    "application/json": {
+        "schema": _object(
+            {
+                "events": {"type": "array", "items": _object(_EVENT)},
+                "next_cursor": _MAYBE_TEXT,
+            }
+        )
+    }
+}
+AUDIT_LIST = [
+    _parameter("client_id", _TEXT, "Only this client's; with an admin key, `*` for all."),
+    _parameter("from", _TEXT, "At or after: RFC 3339, or relative like `-1h`, `-7d`."),
+    _parameter("to", _TEXT, "Before."),
+    _parameter(
+        "action", {"type": "string", "minLength": 1, "maxLength": 64}, "Only this action's."
+    ),
+    *_PAGING,
+]

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from app.api.writes import Writes
+from app.audit.book import Book
+from app.audit.chain import ChainKeys
+from app.edge.accesses import Accesses
 from app.edge.auth import Authenticator
+from app.edge.denials import Denials
+from app.edge.guard import Guard
 from app.edge.limits import Limiter
 from app.edge.sightings import Sightings
 from app.edge.tally import Tally
@@ -72,13 +77,18 @@ class Services:
     """Opened by the lifespan, one of each a process."""
 
     authenticator: Authenticator
+    guard: Guard
     limiter: Limiter
     tally: Tally
     sightings: Sightings
+    accesses: Accesses
+    denials: Denials
     store: LogStore
     cursors: Cursors
     tails: Tails
     engine: Engine
+    seals: ChainKeys  # of what is done
+    books: tuple[Book, ...]  # the audit's
     reads: BoundedPool  # of keys and clients
     writes: Writes  # every write to the control database that a route makes
     receipts: BoundedPool  # which wait for workers

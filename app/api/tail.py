@@ -38,7 +38,7 @@ RETRY = b"retry: 1000\n"
 # does not take the last words soon is hung up on.
 KEY_CHECK_S = 0.5
 LAST_WORDS_S_MAX = 0.3
-# What no change of a key tells of, the hours it may be used in, is looked at anew so often.
+# All else of a key is looked at anew so often.
 KEY_CHECK_FULL_S = 10.0
 # For a slow reader to take what was queued for it.
 DRAIN_S_MAX = 30.0
@@ -100,6 +100,8 @@ class KeyCheck:
         if (
             changes == self._changes
             and time.monotonic() < self._full_at + KEY_CHECK_FULL_S
+            # Its hours end without any change.
+            and self._principal.restrictions is None
             and (expires_at_s is None or time.time() < expires_at_s)
         ):
             return None

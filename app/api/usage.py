@@ -37,8 +37,8 @@ async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the 
         UsageQuery(
             client_id=None if client == ALL_CLIENTS else client,
             group_by=group,
-            start_minute=_minute("from", from_),
-            end_minute=_minute("to", to, ceiling=True),
+            start_minute=minute_asked("from", from_),
+            end_minute=minute_asked("to", to, ceiling=True),
             datasets=principal.allowed_datasets,
         )
     )
@@ -49,7 +49,8 @@ async def read_usage(  # noqa: PLR0913, PLR0917  # each is one parameter of the 
     }
 
 
-def _minute(name: str, text: str | None, *, ceiling: bool = False) -> int | None:
+def minute_asked(name: str, text: str | None, *, ceiling: bool = False) -> int | None:
+    """Read a bound of time as a minute since 1970; raise Invalid for what is none."""
     if text is None:
         return None
     try:

@@ -7,7 +7,7 @@ embedded storage they stand in the same tables of activity.db, in chains of thei
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Text
+from sqlalchemy import BigInteger, Index, Text
 from sqlmodel import Field, SQLModel
 
 from app.columns import UtcDateTime
@@ -21,6 +21,11 @@ class AuditEvent(SQLModel, table=True):
     """
 
     __tablename__ = "audit_events"
+    # Pages are read by time, of one chain or of all.
+    __table_args__ = (
+        Index("ix_audit_events_at", "at"),
+        Index("ix_audit_events_chain_at", "chain", "at"),
+    )
 
     chain: str = Field(primary_key=True, max_length=63)
     seq: int = Field(primary_key=True, sa_type=BigInteger)

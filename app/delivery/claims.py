@@ -19,11 +19,14 @@ from sqlmodel import Session, col
 
 from app.columns import utc_now
 from app.errors import Gone, NotFound
+from app.keys.changes import Author
 from app.keys.database import reading, writing
 from app.keys.models import ApiKey, Claim, Client
 from app.keys.token import MalformedToken, ParsedToken, base62, mint, parse
 from app.keys.verifier import hkdf_sha256
 
+# Who opens a link, as the audit has it: it takes no key.
+BY_LINK = "claim link"
 # A long weekend: mailed on Friday, opened on Monday.
 TTL_S = 72 * 3600
 
@@ -43,13 +46,17 @@ class Claimed(NamedTuple):
     url: str
 
 
-def create_claim(engine: Engine, key: ApiKey, text: str, url: str, *, ttl_s: float = TTL_S) -> str:
+def create_claim(  # noqa: PLR0913 (what is given, and by whom)
+    engine: Engine, key: ApiKey, text: str, url: str, *, by: Author, ttl_s: float = TTL_S
+) -> str:
     """Store a key's text, sealed, for whoever comes first; give the token of the link."""
     with writing(engine) as session:
-        return add_claim(session, key, text, url, ttl_s=ttl_s)
+        return add_claim(session, key, text, url, by=by, ttl_s=ttl_s)
 
 
-def add_claim(session: Session, key: ApiKey, text: str, url: str, *, ttl_s: float = TTL_S) -> str:
+def add_claim(  # noqa: PLR0913 (as above)
+    session: Session, key: ApiKey, text: str, url: str, *, by: Author, ttl_s: float = TTL_S
+) -> str:
     """Do the same in the caller's transaction, which may have made the key."""
     now = utc_now()
     token = mint(_PREFIX, None).text
@@ -63,25 +70,28 @@ def add_claim(session: Session, key: ApiKey, text: str, url: str, *, ttl_s: floa
         .values(_USED_UP)
     )
     session.flush()  # a key of this transaction, so that the row below can name it
-    session.add(
-        Claim(
-            claim_id=claim_id,
-            api_key_id=key.id,
-            sealed=_seal(parsed.secret, claim_id, content),
-            expires_at=now + timedelta(seconds=ttl_s),
-            created_at=now,
-        )
+    claim = Claim(
+        claim_id=claim_id,
+        api_key_id=key.id,
+        sealed=_seal(parsed.secret, claim_id, content),
+        expires_at=now + timedelta(seconds=ttl_s),
+        created_at=now,
     )
+    session.add(claim)
+    by.record(session, "claim.created", key, {"expires_at": claim.expires_at})
     return token
 
 
-def withdraw_claim(engine: Engine, token: str) -> None:
+def withdraw_claim(engine: Engine, token: str, *, by: Author) -> None:
     """Use a link up that reached nobody."""
     claim_id = _row_id(_parse(token))
     with writing(engine) as session:
-        session.connection().execute(
-            update(Claim).where(col(Claim.claim_id) == claim_id).values(_USED_UP)
-        )
+        claim = session.get(Claim, claim_id)
+        if claim is None:
+            return
+        claim.sealed = None
+        key = session.get_one(ApiKey, claim.api_key_id)
+        by.record(session, "claim.withdrawn", key, {"expires_at": claim.expires_at})
 
 
 def check_open(engine: Engine, token: str) -> None:
@@ -90,7 +100,7 @@ def check_open(engine: Engine, token: str) -> None:
         _find(session, _parse(token))
 
 
-def claim(engine: Engine, token: str) -> Claimed:
+def claim(engine: Engine, token: str, *, by: Author) -> Claimed:
     """Give the key behind a link, once; of two that race one gets it.
 
     Raises NotFound for an unknown token, Gone for one that was used or has expired, or whose key
@@ -108,6 +118,7 @@ def claim(engine: Engine, token: str) -> Claimed:
         # SQLite lets one writer in at a time; elsewhere two may have read the row before this.
         if taken.rowcount != 1:
             raise Gone
+        by.record(session, "claim.opened", key, {"created_at": row.created_at})
     return Claimed(key, content["text"], content["url"])
 
 

@@ -1,26 +1,26 @@
 """Authentication of a request: credentials out of its headers, a principal out of the keyring."""
 
-import time
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from app.edge.address import Networks, limit_group, source_address
-from app.edge.limits import Window
+from app.edge.address import HOPS, Networks, limit_group, source_address
+from app.edge.limits import Failures
 from app.errors import InvalidKey, KeyRequired, RateLimited
+from app.keys import shape
 from app.keys.changes import Asker
 from app.keys.keyring import Keyring
+from app.keys.models import ApiKey
 from app.keys.principal import Principal
+from app.keys.shape import Presented
 
 HINT = "send the key as 'X-API-Key: <key>' or 'Authorization: Bearer <key>'"
-# Addresses whose failures are remembered. A flood from more of them than this makes us forget the
-# ones that have been quiet longest.
-ADDRESSES_MAX = 50_000
 # Behind a proxy the same few addresses come again and again, and reading one takes 2 µs.
 FORWARDED_MAX = 4_096
 FORWARDED_BYTES_MAX = 256
+_PRINTABLE = frozenset(range(0x20, 0x7F))
 
 
 def credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -29,6 +29,21 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     Raises KeyRequired with a hint for an Authorization that is not understood, InvalidKey for two
     credentials that differ or one that can't be a key.
     """
+    found, unusable = _credentials(headers)
+    if len(found) > 1:
+        raise InvalidKey
+    if not found:
+        if unusable:
+            raise KeyRequired(hint=HINT)
+        return None
+    try:
+        return found.pop().decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidKey from None
+
+
+def _credentials(headers: Iterable[tuple[bytes, bytes]]) -> tuple[set[bytes], bool]:
+    """Return the keys that differ, and whether there is an Authorization without one."""
     found: set[bytes] = set()
     unusable = False
     for name, value in headers:
@@ -41,16 +56,7 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
                 found.add(key)
             else:
                 unusable = True
-    if len(found) > 1:
-        raise InvalidKey
-    if not found:
-        if unusable:
-            raise KeyRequired(hint=HINT)
-        return None
-    try:
-        return found.pop().decode("ascii")
-    except UnicodeDecodeError:
-        raise InvalidKey from None
+    return found, unusable
 
 
 def _only_key(headers: dict[bytes, bytes]) -> str | None:
@@ -68,9 +74,11 @@ def _from_authorization(value: bytes) -> bytes | None:
     if kind == b"bearer":
         return rest
     if kind in {b"apikey", b"api-key"}:
-        # Elasticsearch clients send base64 of id:key; a key of ours has `_`, which base64 has not.
+        # Elasticsearch clients send base64 of id:key. A key may be base64 too, of random bytes: of
+        # 36, every seventh has a colon somewhere, and not one in 10^15 is printable throughout.
         pair = _base64(rest)
-        return pair.partition(b":")[2] if pair is not None and b":" in pair else rest
+        is_pair = pair is not None and b":" in pair and _PRINTABLE.issuperset(pair)
+        return pair.partition(b":")[2] if pair is not None and is_pair else rest
     if kind == b"basic":
         pair = _base64(rest)
         return pair.partition(b":")[2] if pair is not None else None
@@ -92,15 +100,17 @@ class Authenticator:
         keyring: Keyring,
         *,
         require_api_key: bool,
-        failures_per_minute: int,
+        failures: Failures,
         trusted_proxies: Networks,
+        proxy_header: str = "x-forwarded-for",
     ) -> None:
         self._keyring = keyring
         self._require_api_key = require_api_key
-        self._failures_per_minute = failures_per_minute
+        self._failures = failures
         self._trusted = trusted_proxies
-        self._failures: dict[str, Window] = {}
-        self._address = partial(source_address, trusted=trusted_proxies)
+        # By which proxies tell whom they forward for.
+        self.proxy_header = proxy_header.encode()
+        self._address = partial(source_address, trusted=trusted_proxies, hops=HOPS[proxy_header])
         self._address_seen = lru_cache(FORWARDED_MAX)(self._address)
 
     def known(self, headers: dict[bytes, bytes]) -> Principal | None:
@@ -143,12 +153,28 @@ class Authenticator:
                 return self._keyring.anonymous()
             return self._keyring.cached(token) or await self._keyring.resolve(token)
         except InvalidKey:
-            self._count_failure(self.source(scope))
+            await self._count_failure(self.source(scope))
             raise
+
+    def presented(self, scope: Any) -> Presented:
+        """Return what may be noted of the credential of a request that `authenticate` refused."""
+        found, unusable = _credentials(scope["headers"])
+        if not found:
+            return Presented(shape.NOT_UNDERSTOOD if unusable else shape.NONE)
+        if len(found) > 1:
+            return Presented(shape.TWO)
+        try:
+            return self._keyring.presented(found.pop().decode("ascii"))
+        except UnicodeDecodeError:
+            return Presented(shape.NOT_ASCII)
 
     def asker(self, principal: Principal) -> Asker:
         """Give what a change is asked for with, by whom `authenticate` has just returned."""
         return self._keyring.asker(principal)
+
+    def configured_keys(self) -> Sequence[ApiKey]:
+        """Give the keys of the settings, which have no row."""
+        return self._keyring.configured.keys
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""
@@ -158,34 +184,24 @@ class Authenticator:
         """Return the address that a request came from; empty if there is none (a Unix socket)."""
         forwarded = None
         if self._trusted:
-            hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            hops = [value for name, value in scope["headers"] if name == self.proxy_header]
             forwarded = b",".join(hops) or None
         return self.address(scope.get("client"), forwarded)
 
-    def address(self, peer: tuple[str, int] | None, forwarded_for: bytes | None) -> str:
-        """Do the same with the peer's address and the header X-Forwarded-For."""
+    def address(self, peer: tuple[str, int] | None, forwarded: bytes | None) -> str:
+        """Do the same with the peer's address and the value of `proxy_header`."""
         host = peer[0] if peer else ""
-        if not self._trusted or forwarded_for is None:
+        if not self._trusted or forwarded is None:
             return host
-        if len(forwarded_for) > FORWARDED_BYTES_MAX:
-            return self._address(host, forwarded_for)
-        return self._address_seen(host, forwarded_for)
+        if len(forwarded) > FORWARDED_BYTES_MAX:
+            return self._address(host, forwarded)
+        return self._address_seen(host, forwarded)
 
-    def _count_failure(self, address: str) -> None:
+    async def _count_failure(self, address: str) -> None:
         """Count a failure against its address; raise RateLimited instead once there are too many.
 
         Comes after the check of the key: a good key is never refused for its neighbours' faults.
         """
-        if not self._failures_per_minute:
-            return
-        group = limit_group(address)
-        second = int(time.monotonic())
-        window = self._failures.pop(group, None) or Window(second)
-        window.advance(second)
-        if len(self._failures) >= ADDRESSES_MAX:
-            del self._failures[next(iter(self._failures))]
-        self._failures[group] = window  # the latest stands last
-        wait_s = window.wait_s(1, self._failures_per_minute)
+        wait_s = await self._failures.count(limit_group(address))
         if wait_s:
             raise RateLimited(["auth_failures"], wait_s)
-        window.add(1)

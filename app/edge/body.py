@@ -13,10 +13,10 @@ import zstandard
 from app.errors import MalformedBody, Overloaded, TooLarge, UnsupportedMedia
 
 ENCODINGS = ("gzip", "deflate", "zstd")
-# A sender that pauses longer than this between two parts of a body has gone.
-PAUSE_S_MAX = 30.0
-# A sender that has not sent the whole body after this, however steadily, is not sending one.
+# A sender that has not sent the whole body after this, however steadily, is not sending one. It may
+# pause for a quarter of it: one that pauses for longer has gone. BODY_TIMEOUT_S.
 BODY_S_MAX = 120.0
+_PAUSE_PART = 4
 # What is expanded in the event loop, at about 2 ms: bytes that go in and come out.
 INLINE_BYTES_MAX = 256 * 1024
 # What a thread expands before it is accounted for.
@@ -42,10 +42,14 @@ class ClientGone(Exception):
 
 
 class Inflight:
-    """The bytes that all requests of this process hold; MAX_INFLIGHT_BYTES bounds them."""
+    """The bytes that all requests of this process hold, and for how long one may go on.
 
-    def __init__(self, bytes_max: int) -> None:
+    MAX_INFLIGHT_BYTES and BODY_TIMEOUT_S.
+    """
+
+    def __init__(self, bytes_max: int, body_s_max: float = BODY_S_MAX) -> None:
         self.bytes_max = bytes_max
+        self.body_s_max = body_s_max
         self.bytes = 0
         self.expansions = asyncio.Semaphore(EXPANSIONS_MAX)
 
@@ -115,7 +119,7 @@ def too_large(bytes_max: int) -> TooLarge:
 
 
 async def read_body(receive: Any, share: Share, bytes_max: int) -> bytes:
-    """Read the body as sent, within PAUSE_S_MAX for each part and BODY_S_MAX for all.
+    """Read the body as sent, within BODY_TIMEOUT_S for all and a quarter of it for each part.
 
     Raises TooLarge, Overloaded, ClientGone, and MalformedBody for one that stops arriving.
     """
@@ -131,9 +135,10 @@ async def read_body(receive: Any, share: Share, bytes_max: int) -> bytes:
             message: Message = arrived.value
         else:
             now = asyncio.get_running_loop().time()
-            ends_at = ends_at or now + BODY_S_MAX
+            longest_s = share.inflight.body_s_max
+            ends_at = ends_at or now + longest_s
             try:
-                async with asyncio.timeout_at(min(now + PAUSE_S_MAX, ends_at)):
+                async with asyncio.timeout_at(min(now + longest_s / _PAUSE_PART, ends_at)):
                     message = await _rest(arriving, waits_for)
             except TimeoutError:
                 raise MalformedBody("Malformed body: it did not arrive in time") from None

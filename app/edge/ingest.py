@@ -5,6 +5,7 @@ Pure ASGI, in front of FastAPI: half of a request's time would go into its middl
 """
 
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -13,6 +14,7 @@ import msgspec
 import structlog
 
 from app.edge import metrics
+from app.edge.accesses import Accesses, Pending
 from app.edge.auth import Authenticator
 from app.edge.body import (
     ClientGone,
@@ -23,6 +25,8 @@ from app.edge.body import (
     expand,
     read_body,
 )
+from app.edge.denials import Denials
+from app.edge.guard import Guard
 from app.edge.headers import combined, idempotency_key
 from app.edge.limits import Account, Limiter
 from app.edge.outcome import JSON, Outcome, first_errors
@@ -45,18 +49,24 @@ from app.errors import (
     fault,
 )
 from app.keys.principal import Principal
-from app.logs.batch import Batch, Idempotency, Receipt
+from app.logs.batch import DEFAULT_DATASET, Batch, Idempotency, Receipt
 from app.logs.dead_letters import make_letters
 from app.logs.decode import Decoded, DecodeLimits, decode_json, decode_ndjson, record_texts
 from app.logs.identity import format_id, received_us
+from app.logs.record import Rejection
 from app.logs.rows import SLUG, Rows, build_rows
 from app.logs.store import ClaimHeld, LogStore
 from app.logs.timestamp import US_PER_MINUTE, format_instant
+from app.protect.findings import Findings
+from app.protect.self_scan import FoundKey, conceal, is_suspect, scan
 
 PATH = "/api/v1/logs"
+ENDPOINT = f"POST {PATH}"
 SCOPE = "logs:write"
 JSON_TYPES = (b"application/json", b"")
 NDJSON_TYPES = (b"application/x-ndjson", b"application/jsonl", b"application/ndjson")
+# Of every answer, with its request id and length.
+OWN_LINES = b"x-content-type-options: nosniff\r\nx-request-id: %b\r\ncontent-length: %d\r\n"
 MEDIA_TYPES = ["application/json", "application/x-ndjson", "application/jsonl"]
 
 Reply = tuple[int, Headers, bytes]
@@ -71,10 +81,14 @@ class Intake(NamedTuple):
     """What both ways of a log into the store stand on: this one, and `prompt`."""
 
     authenticator: Authenticator
+    guard: Guard
     limiter: Limiter
     sightings: Sightings
+    accesses: Accesses
+    denials: Denials
     inflight: Inflight
     singles: Singles
+    findings: Findings
     single_bytes_max: int
 
 
@@ -91,7 +105,6 @@ class IngestEndpoint:
         body_bytes_max: int,
     ) -> None:
         self._intake = intake
-        self._limiter = intake.limiter
         self._store = store
         self._tally = tally
         self._decode_limits = decode_limits
@@ -101,6 +114,7 @@ class IngestEndpoint:
         """Answer one request."""
         request_id = new_request_id()
         account: Account | None = None
+        access: Pending | None = None
         try:
             headers = dict(scope["headers"])
             principal = None
@@ -111,28 +125,37 @@ class IngestEndpoint:
             if principal is None:
                 principal = await self._intake.authenticator.authenticate(scope)
             address = self._intake.authenticator.address(
-                scope.get("client"), headers.get(b"x-forwarded-for")
+                scope.get("client"), headers.get(self._intake.authenticator.proxy_header)
             )
-            self._intake.sightings.note(principal, address, headers.get(b"user-agent", b""))
-            account = self._limiter.account(principal)
-            upload = self._admit(account, headers, scope)
+            account = self._intake.limiter.account(principal)
+            source = (address, headers.get(b"user-agent", b""))
+            access = Pending(self._intake.accesses, principal.key_id, ENDPOINT, source)
+            self._intake.guard.check(principal, address)
+            self._intake.sightings.note(principal, *source)
+            upload = await self._admit(access, account, headers, scope)
             status, reply_headers, body = await self._store_upload(upload, receive, request_id)
         except ClientGone:
             return
         except LoggerError as error:
             self._count_failure(account, error, request_id)
+            caller = None if account is None else account.principal
+            self._intake.denials.note(error, request_id, ENDPOINT, scope, caller)
             status, reply_headers, body = problem(error, request_id)
         except Exception:
             # A bug must not cost logs: a shipper retries on 503 and drops its batch on 500.
             log.exception("unexpected fault", request_id=request_id)
             status, reply_headers, body = problem(StorageUnavailable(), request_id)
-        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (request_id.encode(), len(body))
+        lines = OWN_LINES % (request_id.encode(), len(body))
         if account is not None:
             lines += account.header_lines()
         metrics.count_request("ingest", status)
+        if access is not None:
+            access.answered(status)
         await respond(send, status, reply_headers, lines, body)
 
-    def _admit(self, account: Account, headers: dict[bytes, bytes], scope: Any) -> "_Upload":
+    async def _admit(
+        self, access: Pending, account: Account, headers: dict[bytes, bytes], scope: Any
+    ) -> "_Upload":
         """Check all that can be checked, and count the request, before anything of it is read."""
         if SCOPE not in account.principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
@@ -149,12 +172,13 @@ class IngestEndpoint:
             idempotency_key(headers),
             Share(self._intake.inflight),
             scope,
+            access,
         )
         # With an Idempotency-Key it may be a repeat, which costs nothing but a request.
         if upload.idempotency_key is None:
-            self._limiter.admit(account, 0 if encoding else declared, logs=1)
+            await account.admit(0 if encoding else declared, logs=1)
         else:
-            self._limiter.admit(account)
+            await account.admit()
         return upload
 
     def _client(self, principal: Principal, query_string: bytes) -> str:
@@ -178,14 +202,15 @@ class IngestEndpoint:
             if upload.idempotency_key is not None:
                 return await self._store_once(upload, upload.idempotency_key, receive, request_id)
             upload, body = await self._read(upload, receive)
-            if not upload.is_ndjson and is_candidate(body, self._intake.single_bytes_max):
+            is_plain = not upload.is_ndjson and not upload.found
+            if is_plain and is_candidate(body, self._intake.single_bytes_max):
                 reply = await self._store_single(upload, body)
                 if reply is not None:
                     return 201, [JSON], reply
             outcome, receipt = await self._commit(upload, body)
             return outcome.reply(receipt, request_id)
         except Unavailable:
-            self._limiter.refund(upload.account, requests=1)
+            upload.account.refund(requests=1)
             raise
         finally:
             upload.share.give_back()
@@ -195,24 +220,33 @@ class IngestEndpoint:
         body = await read_body(receive, upload.share, self._body_bytes_max)
         if upload.encoding:
             body = await expand(body, upload.encoding, upload.share, self._body_bytes_max)
+        if is_suspect(body):
+            # Before anything else is made of it: no copy may hold a key of ours.
+            found = await scan(body)
+            upload = upload._replace(found=found, body_bytes=len(body))
+            body = conceal(body, found)
         principal = await self._intake.authenticator.authenticate(upload.scope)
+        self._intake.guard.check(principal, upload.access.source[0])
         if principal is upload.account.principal:
             return upload, body
         if SCOPE not in principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
-        return upload._replace(account=self._limiter.account(principal)), body
+        return upload._replace(account=self._intake.limiter.account(principal)), body
 
     async def _store_single(self, upload: "_Upload", body: bytes) -> bytes | None:
         """Store one plain log together with others; None if it has to be stored by itself."""
         account = upload.account
-        self._limiter.charge(account, 1, len(body))
-        reply = None
+        await account.charge(1, len(body))
+        stored = None
         try:
-            reply = await self._intake.singles.join(account.principal, upload.client_id, body)
+            stored = await self._intake.singles.join(account.principal, upload.client_id, body)
         finally:
-            if reply is None:
-                self._limiter.refund(account, logs=1, body_bytes=len(body))
-        return reply
+            if stored is None:
+                account.refund(logs=1, body_bytes=len(body))
+        if stored is None:
+            return None
+        upload.access.datasets = (stored.dataset,)
+        return stored.reply
 
     async def _store_once(
         self, upload: "_Upload", key: str, receive: Any, request_id: str
@@ -239,10 +273,13 @@ class IngestEndpoint:
     ) -> tuple[Outcome, Receipt]:
         """Decode and store a body; on return it is on disk with its usage and its outcome."""
         records, is_single = _decode(upload, body, self._decode_limits)
+        if upload.found:
+            self._report(upload, body, records)
         day, arrival = self._store.clock.take(max(1, len(records)))
         principal = upload.account.principal
         built = build_rows(records, principal.allowed_datasets, arrival)
         _check_datasets(built, len(records))
+        upload.access.datasets = {dataset for dataset, *_ in built.series}
         received = received_us(day, arrival)
         outcome = Outcome(
             client_id=upload.client_id,
@@ -261,7 +298,7 @@ class IngestEndpoint:
             rows=built.rows,
             series=built.series,
             requests=1,
-            bytes=len(body),
+            bytes=upload.body_bytes if upload.found else len(body),
             rejected=len(built.rejections),
         )
         if built.rejections:
@@ -273,19 +310,26 @@ class IngestEndpoint:
         receipt = await self._append(upload.account, batch)
         return outcome, receipt
 
+    def _report(self, upload: "_Upload", body: bytes, records: list[Decoded]) -> None:
+        """Tell of the service's own keys in a body, which holds only what may be shown of them."""
+        metrics.keys_found.inc(len(upload.found))
+        texts = record_texts(body, self._decode_limits, is_ndjson=upload.is_ndjson)
+        logs = zip(map(bytes, texts), map(_dataset_of, records), strict=True)
+        self._intake.findings.report_all(upload.found, upload.client_id, logs)
+
     async def _append(self, account: Account, batch: Batch) -> Receipt:
         """Commit within the limits: what the store does not take or had before is given back."""
         logs = len(batch.rows)
-        self._limiter.charge(account, logs, batch.bytes)
+        await account.charge(logs, batch.bytes)
         started = time.perf_counter()
         try:
             receipt = await self._store.append(batch)
         except BaseException:  # whatever it was, nobody was told that it is stored
-            self._limiter.refund(account, logs=logs, body_bytes=batch.bytes)
+            account.refund(logs=logs, body_bytes=batch.bytes)
             raise
         metrics.count_commit(batch, receipt, time.perf_counter() - started)
         if receipt.duplicates:
-            self._limiter.refund(account, logs=receipt.duplicates)
+            account.refund(logs=receipt.duplicates)
         return receipt
 
     def _count_failure(self, account: Account | None, error: LoggerError, request_id: str) -> None:
@@ -309,6 +353,10 @@ class _Upload(NamedTuple):
     idempotency_key: str | None
     share: Share
     scope: Any
+    access: Pending
+    # Keys of ours that were in the body, and how long it was with them.
+    found: Sequence[FoundKey] = ()
+    body_bytes: int = 0
 
 
 def _is_ndjson(content_type: bytes) -> bool:
@@ -333,6 +381,13 @@ def _check_datasets(built: Rows, records: int) -> None:
     rejections = built.rejections
     if records and len(rejections) == records and all(one.dataset for _, one in rejections):
         raise Forbidden(rejections[0][1].detail)
+
+
+def _dataset_of(record: Decoded) -> str | None:
+    """Return the dataset that a record is of; None for one that may be of none."""
+    if isinstance(record, Rejection):
+        return record.dataset
+    return DEFAULT_DATASET if record.dataset is None else record.dataset
 
 
 def _single_id(built: Rows, day: int) -> str:

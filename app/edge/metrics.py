@@ -2,16 +2,31 @@
 
 from collections import Counter
 
+from prometheus_client import PLATFORM_COLLECTOR, REGISTRY, Histogram
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client import Histogram
 
 from app.logs.batch import Batch, Receipt
+
+# It tells the version of Python, which is nobody's business where METRICS_PUBLIC is set.
+REGISTRY.unregister(PLATFORM_COLLECTOR)
 
 requests = PrometheusCounter("central_logger_requests", "Requests answered.", ["plane", "status"])
 logs_accepted = PrometheusCounter("central_logger_logs_accepted", "Logs stored.")
 logs_rejected = PrometheusCounter("central_logger_logs_rejected", "Records refused.")
 logs_duplicate = PrometheusCounter("central_logger_logs_duplicate", "Records stored before.")
 body_bytes = PrometheusCounter("central_logger_body_bytes", "Expanded body bytes of stored logs.")
+keys_found = PrometheusCounter(
+    "central_logger_keys_found", "Keys of this service taken out of incoming logs."
+)
+would_refuse = PrometheusCounter(
+    "central_logger_would_refuse",
+    "Requests that restrictions in mode `report` let pass.",
+    ["reason"],
+)
+limits_alone = PrometheusCounter(
+    "central_logger_limits_alone",
+    "Decisions on limits made by this worker alone, since the storage of limits did not answer.",
+)
 commit_seconds = Histogram(
     "central_logger_commit_seconds",
     "From a decoded batch to its receipt; one in sixteen is measured.",
@@ -29,6 +44,11 @@ _commits = 0
 def count_request(plane: str, status: int) -> None:
     """Count an answer of the plane `ingest` or `control`."""
     _gathered[plane, status] += 1
+
+
+def count_would_refuse(reason: str) -> None:
+    """Count a request that was let pass by a dry run alone."""
+    would_refuse.labels(reason).inc()
 
 
 def count_commit(batch: Batch, receipt: Receipt, seconds: float) -> None:

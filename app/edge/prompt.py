@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from app.edge import metrics
-from app.edge.ingest import JSON_TYPES, SCOPE, Intake
+from app.edge.ingest import ENDPOINT, JSON_TYPES, OWN_LINES, SCOPE, Intake
 from app.edge.limits import Account
 from app.edge.outcome import JSON
 from app.edge.problem import Headers, problem
@@ -19,10 +19,14 @@ from app.edge.request_id import new_request_id
 from app.edge.sightings import Source
 from app.edge.singles import is_candidate
 from app.errors import LoggerError, StorageUnavailable
+from app.protect.self_scan import suspect
 
 # What a request with one of these asks for takes more than a look.
 _SPECIAL = frozenset(
-    (b"authorization", b"content-encoding", b"idempotency-key", b"upgrade", b"transfer-encoding")
+    (
+        *(b"authorization", b"content-encoding", b"idempotency-key", b"transfer-encoding"),
+        *(b"upgrade", b"origin"),  # a web page has to be told if it may read the answer
+    )
 )
 _TYPES = frozenset((*JSON_TYPES, b"application/json; charset=utf-8"))
 
@@ -59,18 +63,23 @@ class PromptIngest:
             or not _SPECIAL.isdisjoint(headers)
             or headers.get(b"content-type", b"") not in _TYPES
             or not is_candidate(body, intake.single_bytes_max)
+            or suspect(body)
         ):
             return False
         principal = intake.authenticator.recalled(headers)
         if principal is None or principal.client_id is None or SCOPE not in principal.scopes:
             return False
+        address = intake.authenticator.address(
+            exchange.client, headers.get(intake.authenticator.proxy_header)
+        )
+        if principal.restrictions is not None and not intake.guard.allows(principal, address):
+            return False
         account = intake.limiter.account(principal)
-        if not intake.limiter.take(account, 1, len(body)):
+        if not account.take(1, len(body)):
             return False
         if not intake.inflight.take(len(body)):
-            intake.limiter.refund(account, requests=1, logs=1, body_bytes=len(body))
+            account.refund(requests=1, logs=1, body_bytes=len(body))
             return False
-        address = intake.authenticator.address(exchange.client, headers.get(b"x-forwarded-for"))
         source = (address, headers.get(b"user-agent", b""))
         intake.singles.add(_Taken(intake, exchange, account, principal.client_id, source))
         return True
@@ -107,9 +116,10 @@ class _Taken:
         self._source = source
         self._came_s = time()
 
-    def stored(self, reply: bytes) -> None:
+    def stored(self, reply: bytes, dataset: str) -> None:
         """Answer, now that the log is on disk."""
         self._intake.inflight.give_back(len(self.body))
+        self._count(dataset, "201")
         self._answer(new_request_id(), 201, [JSON], reply)
 
     def handed_back(self) -> None:
@@ -126,20 +136,22 @@ class _Taken:
         elif not isinstance(error, LoggerError):
             log.error("unexpected fault", request_id=request_id, exc_info=error)
             error = StorageUnavailable()
-        self._answer(request_id, *problem(error, request_id))
+        status, headers, body = problem(error, request_id)
+        self._count("", str(status))
+        self._answer(request_id, status, headers, body)
 
     def _undo(self) -> None:
         size = len(self.body)
         self._intake.inflight.give_back(size)
-        self._intake.limiter.refund(self._account, requests=1, logs=1, body_bytes=size)
+        self._account.refund(requests=1, logs=1, body_bytes=size)
+
+    def _count(self, dataset: str, outcome: str) -> None:
+        # Not before: what is handed back is seen by `ingest`.
+        key_id, source, came_s = self.principal.key_id, self._source, self._came_s
+        self._intake.sightings.count(key_id, source, came_s)
+        self._intake.accesses.count((key_id, ENDPOINT, dataset, source, outcome), came_s)
 
     def _answer(self, request_id: str, status: int, headers: Headers, body: bytes) -> None:
-        # Not before: what is handed back is seen by `ingest`.
-        self._intake.sightings.count(self.principal.key_id, self._source, self._came_s)
         metrics.count_request("ingest", status)
-        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n%b" % (
-            request_id.encode(),
-            len(body),
-            self._account.header_lines(),
-        )
+        lines = OWN_LINES % (request_id.encode(), len(body)) + self._account.header_lines()
         self._exchange.answer(status, headers, lines, body)

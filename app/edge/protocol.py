@@ -4,6 +4,10 @@ An ASGI server makes a task, an event and a chain of coroutines for each request
 bare echo costs. A request that one read brought whole needs none of them to be taken in. So a POST
 of logs is offered to the application at once; if that takes it, the answer is written when the log
 is on disk. All else goes uvicorn's way, as if nothing had been.
+
+A client that takes its time holds a connection, and there is no end of clients: each has seconds
+for the head of its request, and an address has so many connections. One timer a connection looks
+at what the client owes; a request that arrives in time costs it nothing. Bodies are `body`'s.
 """
 
 import asyncio
@@ -11,13 +15,17 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.edge.ingest import PATH
-from app.edge.problem import CONTENT_TYPE, Headers, problem_body
+from app.edge.ingest import OWN_LINES, PATH
+from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
 from app.edge.request_id import new_request_id
 from app.edge.response import response_bytes
 from app.edge.switch import Edge
+from app.errors import Overloaded
 
 _RAW_PATH = PATH.encode()
+# Of a request's head, or of what stands between or behind the parts of its body: the parser gathers
+# it without an end, and a URL of more than this is refused as well.
+FIELD_BYTES_MAX = 64 * 1024
 
 
 class _NobodyWaits:
@@ -38,7 +46,6 @@ class Exchange:
 
     __slots__ = (
         "_protocol",
-        "_scope",
         "body",
         "client",
         "disconnected",
@@ -46,6 +53,7 @@ class Exchange:
         "keep_alive",
         "message_event",
         "response_complete",
+        "scope",
     )
 
     def __init__(self, protocol: "EdgeProtocol", body: bytes) -> None:
@@ -53,7 +61,7 @@ class Exchange:
         self.headers = protocol.headers
         self.body = body
         self._protocol = protocol
-        self._scope = protocol.scope
+        self.scope = protocol.scope
         self.message_event = _NOBODY_WAITS
         self.disconnected = False
         self.keep_alive = True
@@ -82,7 +90,7 @@ class Exchange:
         """Have the request run as any other."""
         self.response_complete = True
         if not self.disconnected:
-            self._protocol.run(self, self._scope)
+            self._protocol.run(self, self.scope)
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -93,24 +101,113 @@ class EdgeProtocol(HttpToolsProtocol):
         self._prompt = self.app.prompt if isinstance(self.app, Edge) else None
         # The parts of a body whose request has not been begun with.
         self._held: list[bytes] | None = None
+        self._doors = self.app.connections if isinstance(self.app, Edge) else None
+        self._entered: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # The request that the client owed something of when the timer looked last.
+        self._overdue: object = None
+        # Bytes in a row that were neither the end of a head nor of a body.
+        self._field_bytes = 0
+        self._has_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Let a client in, unless its address has too many connections."""
+        super().connection_made(transport)
+        if self._doors is None:
+            return
+        self._entered = self._doors.enter(self.client[0] if self.client else "")
+        if self._entered is None:
+            request_id = new_request_id()
+            self._answer_last(request_id, *problem(Overloaded(), request_id))
+        else:
+            self._await_client(self._doors.bounds.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let a client out."""
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._doors is not None and self._entered is not None:
+            self._doors.leave(self._entered)
+
+    def _await_client(self, head_s: float) -> None:
+        self._timer = self.loop.call_later(head_s, self._look, head_s)
+
+    def _look(self, head_s: float) -> None:
+        """Close the connection if its client has owed the same thing for `head_s`, or twice that.
+
+        It owes something while nothing of it is under way, nor the time for a next request runs
+        (which ends by uvicorn's own timer, but is stopped by any byte): the rest of a head, or of
+        a body that was answered early, or anything at all. Of the first request it is known since
+        when: since the connection is there.
+        """
+        if self.transport.is_closing():
+            return
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        if is_busy or self.timeout_keep_alive_task is not None:
+            self._overdue = None
+        elif self.cycle is None or self._overdue is self.scope:
+            if self.scope is None or (self.cycle is not None and self.scope is self.cycle.scope):
+                self.transport.close()  # it has not begun a request that could be answered
+            else:
+                self._refuse(408, "The request did not arrive in time")
+            return
+        else:
+            self._overdue = self.scope
+        self._await_client(head_s)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a request that it does not complete goes uvicorn's way."""
+        self._field_bytes += len(data)
         super().data_received(data)
         if self._held is not None:
             self._pass_on()
+        if self._field_bytes > FIELD_BYTES_MAX:
+            self._refuse_fields()
+
+    def _refuse_fields(self) -> None:
+        """Close a connection whose head or trailer has no end."""
+        if self.transport.is_closing():
+            return
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        if is_busy or self._has_head:
+            self.transport.close()  # an answer is under way, or was given
+        else:
+            self._refuse(431, f"The head of the request is larger than {FIELD_BYTES_MAX} bytes")
+
+    def on_message_begin(self) -> None:
+        """Begin with the head of a request."""
+        self._has_head = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a field of the head, and leave out those of a trailer (RFC 9110, 6.5.1).
+
+        uvicorn would append them to the head's, and a key or an address is not to come so late.
+        """
+        if not self._has_head:
+            super().on_header(name, value)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as any other fault, and close."""
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, detail: str) -> None:
         request_id = new_request_id()
-        body = problem_body(400, msg, request_id, {})
-        lines = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (request_id.encode(), len(body))
-        headers = (*self.server_state.default_headers, CONTENT_TYPE)
-        self.transport.write(response_bytes(400, headers, lines, body, keep_alive=False))
+        body = problem_body(status, detail, request_id, {})
+        self._answer_last(request_id, status, [CONTENT_TYPE], body)
+
+    def _answer_last(self, request_id: str, status: int, headers: Headers, body: bytes) -> None:
+        """Answer without a request's cycle, and close."""
+        lines = OWN_LINES % (request_id.encode(), len(body))
+        headers = [*self.server_state.default_headers, *headers]
+        self.transport.write(response_bytes(status, headers, lines, body, keep_alive=False))
         self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Hold back what may be taken whole."""
+        self._has_head = True
+        self._field_bytes = 0
         if (
             self.url == _RAW_PATH
             and self._prompt is not None
@@ -130,6 +227,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take in a part of a body."""
+        self._field_bytes = 0
         if self._held is None:
             super().on_body(body)
         else:
@@ -137,6 +235,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Offer a request that has arrived whole."""
+        self._field_bytes = 0
         if self._held is not None:
             if self._offer(self._held):
                 self._held = None

@@ -6,20 +6,16 @@ Evidence, not accounts: what the usage of a client counts is committed with its 
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from time import time
 
-import structlog
-
 from app.activity.uses import SOURCES_PER_KEY_MAX, Sighting
-from app.errors import StorageUnavailable
+from app.edge.background import BackgroundWriter
 from app.keys.principal import Principal
 
 FLUSH_S = 1.0
-LAST_FLUSH_S_MAX = 1.0  # a database that does not answer must not hold the stop
 # The interpreter is held for 5 ms to write of so many keys; between two such portions it is left to
 # requests, which piled up for 50 ms while 2,000 keys were written of in one go.
 KEYS_PER_WRITE = 200
@@ -34,8 +30,6 @@ USER_AGENT_BYTES_MAX = 1020
 # An address and a user agent, as the request had them.
 Source = tuple[str, bytes]
 _NO_SOURCE: Source = ("", b"")
-
-log = structlog.get_logger(__name__)
 
 
 class _Count:
@@ -63,15 +57,9 @@ class Sightings:
         self._write = write
         self._counts: _Counts = {}
         self._sources = 0
-        self._is_failing = False
-        # A thread of its own: those of the loop's pool may all be waiting for something.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="sightings")
-        self._stopping = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to write."""
-        self._task = asyncio.create_task(self._run())
+        self._writer = BackgroundWriter("uses of keys", self.flush, FLUSH_S)
+        self.start = self._writer.start
+        self.aclose = self._writer.aclose
 
     def note(self, principal: Principal, source_ip: str, user_agent: bytes) -> None:
         """Count an authenticated request, which has just come."""
@@ -103,42 +91,18 @@ class Sightings:
         known.first_s = min(known.first_s, new.first_s)
         known.last_s = max(known.last_s, new.last_s)
 
-    async def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), FLUSH_S)
-            is_last = self._stopping.is_set()
-            await self.flush()
-
     async def flush(self) -> None:
         """Write what was counted, a portion at a time; keep what fails for the next time."""
         counts, self._counts, self._sources = self._counts, {}, 0
         rest = iter(counts.items())
         while portion := dict(islice(rest, KEYS_PER_WRITE)):
-            if not await self._flush(portion):
+            if not await self._writer.write(partial(self._write_all, portion)):
+                self._keep(portion)
                 self._keep(dict(rest))
-            elif len(portion) == KEYS_PER_WRITE and not self._stopping.is_set():
+            elif len(portion) == KEYS_PER_WRITE and not self._writer.is_stopping:
                 await asyncio.sleep(PAUSE_S)
 
-    async def _flush(self, counts: _Counts) -> bool:
-        """Write a portion, or keep it; say whether it was written."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._write_all, counts)
-        except StorageUnavailable as error:
-            if not self._is_failing:  # once, not every second
-                log.error("uses of keys are kept for the next time", reason=error.reason)  # noqa: TRY400
-            self._keep(counts)
-        except Exception:
-            log.exception("uses of keys are kept for the next time")
-            self._keep(counts)
-        else:
-            self._is_failing = False
-            return True
-        return False
-
     def _keep(self, counts: _Counts) -> None:
-        self._is_failing = True
         for key_id, sources in counts.items():
             for source, count in sources.items():
                 self._add(key_id, source, count)
@@ -158,14 +122,6 @@ class Sightings:
                 for (source_ip, user_agent), count in sources.items()
             ]
         )
-
-    async def aclose(self) -> None:
-        """Write the rest and stop."""
-        self._stopping.set()
-        if self._task is not None:
-            # Not cancelled: of what a thread writes nobody would know whether it was written.
-            await asyncio.wait([self._task], timeout=LAST_FLUSH_S_MAX)
-        self._writer.shutdown(wait=False, cancel_futures=True)
 
 
 def _moment(at_s: float) -> datetime:

@@ -42,14 +42,21 @@ class Member(Protocol):
     client_id: str
     body: bytes
 
-    def stored(self, reply: bytes) -> None:
-        """Learn that the log is on disk, and what to tell the client."""
+    def stored(self, reply: bytes, dataset: str) -> None:
+        """Learn that the log is on disk, in which dataset, and what to tell the client."""
 
     def handed_back(self) -> None:
         """Learn that the log has to be stored by itself."""
 
     def failed(self, error: BaseException) -> None:
         """Learn that the log may not be on disk; the error is that of LogStore.append."""
+
+
+class Stored(NamedTuple):
+    """What the client is to be told of its log, and the dataset that it is in."""
+
+    reply: bytes
+    dataset: str
 
 
 class _Awaited:
@@ -61,13 +68,13 @@ class _Awaited:
         self.principal = principal
         self.client_id = client_id
         self.body = body
-        self.reply: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[Stored | None] = asyncio.get_running_loop().create_future()
 
     # A task that was given up waits no more; its log is stored all the same.
 
-    def stored(self, reply: bytes) -> None:
+    def stored(self, reply: bytes, dataset: str) -> None:
         if not self.reply.done():
-            self.reply.set_result(reply)
+            self.reply.set_result(Stored(reply, dataset))
 
     def handed_back(self) -> None:
         if not self.reply.done():
@@ -105,7 +112,7 @@ class Singles:
 
     def join(
         self, principal: Principal, client_id: str, body: bytes
-    ) -> "asyncio.Future[bytes | None]":
+    ) -> "asyncio.Future[Stored | None]":
         """Store a candidate with the others of this turn.
 
         The future gives the reply once the log is on disk, or None for a body that has to be
@@ -201,12 +208,13 @@ def _batch(members: list[Member], built: Rows, day: int, arrival: int) -> Batch:
 def _tell(group: _Group) -> None:
     """Answer those whose logs are on disk; nothing in the reply needs escaping."""
     members, day, client_id = group.members, group.batch.day, group.batch.client_id
+    dataset = group.built.series[0][0]  # it is the same for all
     for us, seq, *_ in group.built.rows:
         # The rows are sorted by time; a row's arrival tells whose it is.
         member = members[((seq & ARRIVAL_MASK) - group.arrival) >> SLOT_BITS]
         log_id, received_at = format_id(us, day, seq), format_instant(received_us(day, seq))
         reply = f'{{"id":"{log_id}","client_id":"{client_id}","received_at":"{received_at}"}}'
-        member.stored(reply.encode())
+        member.stored(reply.encode(), dataset)
 
 
 def _fail(members: list[Member], error: BaseException) -> None:

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 from app.edge import ingest, metrics
+from app.edge.hardening import NO_SNIFFING, Bounds, Connections, Cors, with_headers
+from app.edge.problem import Headers
 from app.edge.prompt import PromptIngest
 from app.edge.request_id import new_request_id
 from app.edge.response import abort, parse_lines
@@ -19,10 +21,17 @@ class Edge:
     """
 
     def __init__(
-        self, control: Any, lifespan: Callable[["Edge"], AbstractAsyncContextManager[None]]
+        self,
+        control: Any,
+        lifespan: Callable[["Edge"], AbstractAsyncContextManager[None]],
+        *,
+        bounds: Bounds,
+        cors: Cors | None = None,
     ) -> None:
         self._control = control
         self._lifespan = lifespan
+        self._cors = cors
+        self.connections = Connections(bounds)
         self.ingest: ingest.IngestEndpoint | None = None
         self.prompt: PromptIngest | None = None
 
@@ -30,15 +39,21 @@ class Edge:
         """Pass one connection on."""
         kind = scope["type"]
         if kind == "http":
+            more: Headers = []
+            if self._cors is not None:
+                if self._cors.answers(scope):
+                    await self._cors.answer(scope, send)
+                    return
+                more = self._cors.headers(scope)
             if scope["path"] == ingest.PATH and scope["method"] == "POST":
                 assert self.ingest is not None  # noqa: S101  # a server opens before it serves
-                await self.ingest(scope, receive, send)
+                await self.ingest(scope, receive, with_headers(send, more) if more else send)
             else:
-                await self._ask_control(scope, receive, send)
+                await self._ask_control(scope, receive, send, more)
         elif kind == "lifespan":
             await self._live(receive, send)
 
-    async def _ask_control(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _ask_control(self, scope: Any, receive: Any, send: Any, more: Headers) -> None:
         """Give the answer a request id, and the limits that the request ran past."""
         request_id = new_request_id()
         state = {
@@ -54,7 +69,15 @@ class Edge:
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 metrics.count_request("control", message["status"])
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                headers = [
+                    *message.get("headers", ()),
+                    *more,
+                    (b"x-request-id", request_id.encode()),
+                ]
+                if NO_SNIFFING not in headers:
+                    headers.append(NO_SNIFFING)
+                if "access" in state:
+                    state["access"].answered(message["status"])
                 if "account" in state:
                     headers += parse_lines(state["account"].header_lines())
                 message = {**message, "headers": headers}

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from app.errors import Forbidden, NotFound
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import Principal
+from app.keys.restrictions import REPORT, compiled
 from app.keys.roles import ADMIN, ROLES, effective_scopes
 
 
@@ -48,6 +49,7 @@ def check_within(asker: Principal | None, key: ApiKey) -> None:
         wider = sorted(set(key.allowed_datasets or ()) - asker.allowed_datasets)
         if key.allowed_datasets is None or wider:
             raise Forbidden(f"Not authorized for dataset '{wider[0] if wider else '*'}'")
+    _check_restricted(asker, key)
     if asker.expires_at_s is not None:
         end = key.ends_at
         if end is None or end.timestamp() > asker.expires_at_s:
@@ -86,7 +88,13 @@ def check_change(asker: Principal | None, before: Principal, key: ApiKey, *, rev
     check_within(asker, key)
 
 
-def narrow(asker: Principal | None, key: ApiKey, *, is_role_asked: bool = True) -> None:
+def narrow(
+    asker: Principal | None,
+    key: ApiKey,
+    *,
+    is_role_asked: bool = True,
+    is_mode_asked: bool = True,
+) -> None:
     """Cut what was left open of a new key down to what the asker has."""
     if asker is None:
         return
@@ -98,6 +106,7 @@ def narrow(asker: Principal | None, key: ApiKey, *, is_role_asked: bool = True) 
             key.role = asker.role
     if key.allowed_datasets is None and asker.allowed_datasets is not None:
         key.allowed_datasets = sorted(asker.allowed_datasets)
+    _restrict(asker, key, is_mode_asked=is_mode_asked)
     if key.expires_at is None:
         shorten(asker, key)
     for name, own in zip(LIMIT_NAMES, asker.own_limits, strict=True):
@@ -119,6 +128,39 @@ def _end(at_s: float) -> datetime:
         return datetime.fromtimestamp(at_s, UTC)
     except (ValueError, OverflowError):  # the last moment of the year 9999, rounded up
         return datetime.max.replace(tzinfo=UTC)
+
+
+def _check_restricted(asker: Principal, key: ApiKey) -> None:
+    """Raise Forbidden if a key is restricted less than the asker.
+
+    The mode does not matter here: what a dry run is to become is asked for already. So a key that
+    only reports passes nothing on that it is about to lose.
+    """
+    if asker.restrictions is None:
+        return
+    wider = asker.restrictions.wider(
+        compiled(key.allowed_cidrs, key.allowed_countries, key.allowed_hours, key.restrictions_mode)
+    )
+    if wider == "restrictions_mode":
+        raise Forbidden("Not authorized to only report what its own restrictions refuse")
+    if wider is not None:
+        raise Forbidden(f"Not authorized for other {wider} than those of the key that asks")
+
+
+def _restrict(asker: Principal, key: ApiKey, *, is_mode_asked: bool) -> None:
+    """Fill in the asker's restrictions where none were asked for."""
+    own = asker.restrictions
+    if own is None:
+        return
+    asked = (key.allowed_cidrs, key.allowed_countries, key.allowed_hours)
+    if not is_mode_asked and own.is_report and asked == (None, None, None):
+        key.restrictions_mode = REPORT
+    if key.allowed_cidrs is None and own.addresses is not None:
+        key.allowed_cidrs = [str(network) for network in own.addresses.networks]
+    if key.allowed_countries is None and own.countries is not None:
+        key.allowed_countries = sorted(own.countries)
+    if key.allowed_hours is None and own.hours is not None:
+        key.allowed_hours = own.hours.column()
 
 
 def _role_beyond(asker: Principal, role: str) -> frozenset[str]:

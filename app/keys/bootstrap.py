@@ -2,26 +2,29 @@
 
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlalchemy import Engine, inspect, or_
+from sqlmodel import Session, col, select
 
-from app.errors import Invalid
+from app.audit.chain import ChainKeys
+from app.errors import Invalid, StorageUnavailable
+from app.keys.changes import Author
 from app.keys.clients import add_client
 from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
-from app.keys.database import StartRefused, reading, writing
-from app.keys.imports import prepare_import
+from app.keys.database import StartRefused, control_file, reading, sqlite_engine, writing
+from app.keys.imports import KEY_IMPORTED, prepare_import
 from app.keys.models import ApiKey, Client
-from app.keys.registry import any_key, new_key
+from app.keys.registry import add_key, any_key, new_key
 from app.keys.roles import ADMIN
 from app.keys.verifier import SECRET_LENGTH_MIN, Peppers
 
 SECRET_FILE = "secret.key"  # noqa: S105 (its name, not its content)
 SECRET_BYTES = 48
 DEMO_CLIENT_ID = "demo"
+FIRST_START = "first start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,15 @@ def open_secrets(data_dir: Path, secret_key: tuple[str, ...]) -> tuple[str, ...]
     """Give the server's secrets, current one first.
 
     They come from the settings, else from `data_dir`/secret.key (a line each), which is made
-    with mode 0600 if it is not there. Raises StartRefused if the file cannot be made or used.
+    with mode 0600 if it is not there. Raises StartRefused if the file cannot be made or used, or
+    is not there although keys are.
     """
     if secret_key:
         return secret_key
     path = data_dir / SECRET_FILE
     try:
         if not path.exists():
+            _check_unused(control_file(data_dir), path)
             _make_secret(path)
         text = path.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
@@ -55,15 +60,41 @@ def open_secrets(data_dir: Path, secret_key: tuple[str, ...]) -> tuple[str, ...]
     return found
 
 
+def check_secrets(engine: Engine, peppers: Peppers) -> None:
+    """Raise StartRefused if there are keys and none was made under one of the secrets.
+
+    Under other secrets no key would work, none that is made now would work for whoever has the
+    right ones, and what is done would be sealed in a way that nobody can check.
+    """
+    a_key = select(ApiKey.id).where(col(ApiKey.verifier).is_not(None)).limit(1)
+    of_ours = [
+        begun
+        for verifier, tag in peppers.marks
+        for begun in (
+            col(ApiKey.verifier).startswith(verifier),
+            col(ApiKey.lookup_tag).startswith(tag),
+        )
+    ]
+    with reading(engine) as session:
+        is_other = session.exec(a_key.where(or_(*of_ours))).first() is None
+        if is_other and session.exec(a_key).first() is not None:
+            raise StartRefused(
+                "no stored key was made under this SECRET_KEY, or secret.key where that is unset:"
+                " the server's own is needed"
+            )
+
+
 def first_start(  # noqa: PLR0913 (each is one setting)
     engine: Engine,
     peppers: Peppers,
     configured: ConfiguredKeys,
     *,
+    seals: ChainKeys,
     embedded: bool,
     initial_admin_key: str = "",
     require_api_key: bool = True,
     key_hasher: str = "auto",
+    show: Callable[[FirstKeys], object] | None = None,
 ) -> FirstKeys | None:
     """See that a fresh installation can be used; does nothing on a used one.
 
@@ -71,7 +102,8 @@ def first_start(  # noqa: PLR0913 (each is one setting)
     - INITIAL_ADMIN_KEY is stored if there was never an admin key. Never again after that, or a
       restart would bring back a revoked one.
     - On embedded storage without any key, configured ones counted, client `demo` gets one and so
-      does the administrator; both are returned, and exist nowhere else.
+      does the administrator; both are shown and returned, and exist nowhere else. If `show` fails
+      they are not stored: the next start has others to show.
 
     Safe when several processes start together: one of them does it, and gets the keys to show.
     Raises StartRefused for an INITIAL_ADMIN_KEY that could never be accepted.
@@ -88,24 +120,35 @@ def first_start(  # noqa: PLR0913 (each is one setting)
     if wants_admin:
         # Outside the transaction, because argon2 takes its time.
         admin = _initial_admin(peppers, initial_admin_key, key_hasher)
+    settings = by_settings(seals)
     with writing(engine) as session:
         for client_id in missing:
-            add_client(session, client_id)
+            add_client(session, client_id, by=settings)
         if admin is not None and not any_key(session, role=ADMIN):
-            session.add(admin)
+            add_key(session, admin, by=settings, create_client=False, action=KEY_IMPORTED)
         if wants_demo and not any_key(session):
-            return _add_first_keys(session, peppers, key_hasher)
+            by = Author(seals, FIRST_START)
+            first = _add_first_keys(session, peppers, key_hasher, by)
+            # Before they are committed: keys that nobody saw would be in force for ever.
+            if show is not None:
+                show(first)
+            return first
     return None
 
 
-def see_clients(engine: Engine, client_ids: Collection[str]) -> None:
+def by_settings(seals: ChainKeys) -> Author:
+    """Give the author of what the settings ask for."""
+    return Author(seals, "settings")
+
+
+def see_clients(engine: Engine, client_ids: Collection[str], *, by: Author) -> None:
     """See that these clients exist; writes nothing if they do."""
     with reading(engine) as session:
         missing = _missing(session, client_ids)
     if missing:
         with writing(engine) as session:
             for client_id in missing:
-                add_client(session, client_id)
+                add_client(session, client_id, by=by)
 
 
 def _missing(session: Session, client_ids: Collection[str]) -> list[str]:
@@ -120,8 +163,7 @@ def _initial_admin(peppers: Peppers, token: str, key_hasher: str) -> ApiKey:
         raise StartRefused(f"{name}: {error.members['errors'][0]['detail']}") from error
 
 
-def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str) -> FirstKeys:
-    add_client(session, DEMO_CLIENT_ID)
+def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str, by: Author) -> FirstKeys:
     texts = []
     for client_id in (None, DEMO_CLIENT_ID):
         key, text = new_key(
@@ -129,11 +171,31 @@ def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str) -> Firs
             key_hasher,
             client_id=client_id,
             name="first admin key" if client_id is None else "demo key",
-            created_by="first start",
+            created_by=FIRST_START,
         )
-        session.add(key)
+        add_key(session, key, by=by, create_client=True)
         texts.append(text)
     return FirstKeys(DEMO_CLIENT_ID, *texts)
+
+
+def _check_unused(database: Path, secret: Path) -> None:
+    """Raise StartRefused if a database holds keys, which must have been made under a secret."""
+    if not database.exists():
+        return
+    engine = sqlite_engine(database)
+    try:
+        with reading(engine) as session:
+            is_used = inspect(session.connection()).has_table("api_keys") and any_key(session)
+    except StorageUnavailable as error:
+        raise StartRefused(f"{database}: {error.reason}") from error
+    finally:
+        engine.dispose()
+    # Who starts together with another finds its keys only after its secret.
+    if is_used and not secret.exists():
+        raise StartRefused(
+            f"{secret} is not there, and the keys in {database} were made under it, or under a"
+            " SECRET_KEY: no key works without"
+        )
 
 
 def _make_secret(path: Path) -> None:

@@ -1,18 +1,27 @@
-"""A change of the register: by whom it may be made, and how workers tell that they know of it."""
+"""A change of the register: by whom it may be made, its record, and how workers learn of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, inspect, update
 from sqlmodel import Session, col
 
+from app.audit.chain import ChainKeys, Event, detail_text
+from app.audit.trail import append
+from app.columns import utc_now
 from app.errors import Forbidden, InvalidKey
 from app.keys.database import writing
-from app.keys.models import Generation
+from app.keys.models import ApiKey, Client, Generation
 from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, find_candidate, find_client
 from app.keys.roles import MANAGEMENT
+
+# What the record of a change leaves out: secrets, what is made of them, and what says no more than
+# the record's own time.
+UNRECORDED = frozenset({"verifier", "lookup_tag", "signing_key", "updated_at"})
 
 
 class Asker:
@@ -30,6 +39,7 @@ class Asker:
         configured: Callable[[UUID], KeyRecord | None],
     ) -> None:
         self.defaults = defaults
+        self.key_id = principal.key_id
         self._id = UUID(principal.id)
         self._configured = configured
         self._authenticated = configured(self._id)
@@ -60,13 +70,86 @@ class Asker:
         return Candidate(key, client)
 
 
+class Origin(NamedTuple):
+    """Where a request came from, and its id; all empty for a command."""
+
+    source_ip: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+
+
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who makes a change, from where, and what seals the record of it.
+
+    Without an asker it is the operator, who may do everything, or the service itself: `name` says
+    which command or what else. With one, its key_id stands in the record.
+    """
+
+    seals: ChainKeys
+    name: str = ""
+    asker: Asker | None = None
+    origin: Origin = NOWHERE
+
+    def __post_init__(self) -> None:
+        assert self.actor  # noqa: S101  # nothing is done by nobody
+
+    @property
+    def actor(self) -> str:
+        """Name who acts, as the record does."""
+        return self.name if self.asker is None else self.asker.key_id
+
+    def record(
+        self,
+        session: Session,
+        action: str,
+        target: ApiKey | Client,
+        detail: Mapping[str, Any],
+    ) -> None:
+        """Add what was done to the audit, in the transaction in which it is done."""
+        name = target.key_id if isinstance(target, ApiKey) else target.client_id
+        event = Event(
+            at=utc_now(),
+            action=action,
+            actor=self.actor,
+            client_id=target.client_id,
+            target=name,
+            **self.origin._asdict(),
+            detail=detail_text(detail),
+        )
+        append(session, self.seals, [event])
+
+
+def changes_of(row: ApiKey | Client) -> dict[str, list[Any]]:
+    """Give what was set since a row was read, or all of a new one: column, before and after.
+
+    To be asked before the row is written, of which the next read in its transaction is enough.
+    """
+    state = inspect(row)
+    changes: dict[str, list[Any]] = {}
+    for attribute in state.mapper.column_attrs:
+        name = attribute.columns[0].name
+        history = state.attrs[attribute.key].history
+        if name in UNRECORDED or not history.has_changes():
+            continue
+        before = history.deleted[0] if history.deleted else None
+        after = history.added[0] if history.added else None
+        if before != after:
+            changes[name] = [before, after]
+    return changes
+
+
 @contextmanager
-def writing_for(engine: Engine, asker: Asker | None) -> Iterator[tuple[Session, Principal | None]]:
+def writing_for(engine: Engine, by: Author) -> Iterator[tuple[Session, Principal | None]]:
     """Write for a key, and say who it is in this transaction; None stays the operator.
 
     What it was when it asked does not count: a write may wait, and nothing may be given by a key
     with powers whose end was committed before. Raises as `Asker.principal`.
     """
+    asker = by.asker
     with writing(engine) as session:
         if asker is None:
             yield session, None

@@ -12,8 +12,8 @@ from sqlmodel import Session, col, or_, select
 from app.columns import utc_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
-from app.keys.changes import Asker, advance, writing_for
-from app.keys.database import reading
+from app.keys.changes import Author, advance, changes_of, writing_for
+from app.keys.database import reading, writing
 from app.keys.faults import SLUG_DETAIL, check_client
 from app.keys.models import Client
 from app.keys.principal import Principal
@@ -35,16 +35,16 @@ def create_client(
     client_id: str,
     properties: Mapping[str, Any],
     *,
-    asker: Asker | None = None,
+    by: Author,
 ) -> Client:
     """Make a client with these columns; Invalid names each bad one, Conflict if it is there."""
     client = Client(client_id=client_id, **{"name": client_id, **properties})
     check_client(client)
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         _check_platform(principal)
         if session.get(Client, client_id) is not None:
             raise Conflict("The client exists already")
-        session.add(client)
+        _store(session, client, by)
     return client
 
 
@@ -80,13 +80,13 @@ def list_with_retention(engine: Engine) -> list[Client]:
 
 
 def update_client(
-    engine: Engine, client_id: str, changes: Mapping[str, Any], *, asker: Asker | None = None
+    engine: Engine, client_id: str, changes: Mapping[str, Any], *, by: Author
 ) -> ClientChange:
     """Set columns of a client; while it is inactive none of its keys works.
 
     Its own administrator may change OWN alone; Forbidden for the rest.
     """
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         check_reach(principal, client_id)
         if not changes.keys() <= OWN:
             _check_platform(principal)
@@ -96,20 +96,36 @@ def update_client(
         for name, value in changes.items():
             setattr(client, name, value)
         check_client(client)
-        if session.is_modified(client):
+        changed = changes_of(client)
+        if changed:
             client.updated_at = utc_now()
-        return ClientChange(client, advance(session))
+        generation = advance(session)
+        if changed:
+            by.record(session, action_of("client", changed), client, changed)
+        return ClientChange(client, generation)
 
 
-def add_client(session: Session, client_id: str, *, name: str | None = None) -> Client:
+def begin_erasure(engine: Engine, client_id: str, detail: Mapping[str, Any], *, by: Author) -> None:
+    """Record that a client's logs are about to be erased, if whoever asks still may."""
+    with writing_for(engine, by) as (session, principal):
+        _check_platform(principal)
+        by.record(session, "logs.erasure_started", find_client(session, client_id), detail)
+
+
+def end_erasure(engine: Engine, client_id: str, detail: Mapping[str, Any], *, by: Author) -> None:
+    """Record what was erased, whatever has become of who asked for it."""
+    with writing(engine) as session:
+        by.record(session, "logs.erased", find_client(session, client_id), detail)
+
+
+def add_client(session: Session, client_id: str, *, by: Author, name: str | None = None) -> Client:
     """Find the client, or make it, in the caller's transaction; Invalid for no client_id."""
     client = session.get(Client, client_id)
     if client is None:
         if not CLIENT_ID_PATTERN.fullmatch(client_id):
             raise Invalid.parameter("client_id", SLUG_DETAIL)
         client = Client(client_id=client_id, name=name or client_id)
-        session.add(client)
-        session.flush()
+        _store(session, client, by)
     return client
 
 
@@ -119,6 +135,20 @@ def find_client(session: Session, client_id: str) -> Client:
     if client is None:
         raise NotFound
     return client
+
+
+def action_of(kind: str, changes: Mapping[str, list[Any]]) -> str:
+    """Name a change of a key or a client: by whether it works from now on, if that was changed."""
+    if "is_active" not in changes:
+        return f"{kind}.updated"
+    return f"{kind}.activated" if changes["is_active"][1] else f"{kind}.deactivated"
+
+
+def _store(session: Session, client: Client, by: Author) -> None:
+    session.add(client)
+    made = changes_of(client)
+    session.flush()
+    by.record(session, "client.created", client, made)
 
 
 def _check_revival(asker: Principal | None) -> None:

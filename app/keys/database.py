@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InvalidatePoolError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
 from app.errors import StorageUnavailable
+from app.keys.side_files import Identity, SideFiles, identity
 from app.sqlite import SQLITE_SAFE_WAL, sqlite3
 
 if TYPE_CHECKING:
@@ -55,7 +62,47 @@ def open_engine(url: str) -> Engine:
         _prepare_file(path)
     except (OSError, sqlite3.Error) as error:
         raise StorageUnavailable(f"{path}: {error}") from error
-    return sqlite_engine(path)
+    engine = sqlite_engine(path)
+    guard = _Guard(path)
+    event.listen(engine, "do_connect", guard.before_connect)
+    event.listen(engine, "connect", guard.on_connect)
+    event.listen(engine, "checkout", guard.on_checkout)
+    return engine
+
+
+class _Guard:
+    """Keeps connections from the control database while files of a former one are beside it.
+
+    The watch (watch.py) sees it too, but only on the event loop's turns; whatever opened the file
+    in between would spoil it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Identity | None = None
+        self._side_files = SideFiles(path)
+
+    def before_connect(self, _dialect: Any, record: Any, _args: Any, _options: Any) -> None:
+        """Raise StorageUnavailable rather than let a mixture of both be read."""
+        found = identity(self._path)
+        if self._file is not None and found != self._file and self._side_files.are_left():
+            raise StorageUnavailable(f"{self._path} was replaced, its former -wal or -shm was not")
+        # Taken before the connection is: an older file under a newer name would never be noticed.
+        record.info["file"] = found
+        record.info["is_new"] = True
+
+    def on_connect(self, connection: Any, record: Any) -> None:
+        """Remember the file that is open, and those beside it."""
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # opens those beside it
+        self._file = record.info["file"]
+        self._side_files.remember()
+
+    def on_checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        """Have connections opened anew whose file has been replaced, those of a former pool too."""
+        if record.info.pop("is_new", False):
+            return  # it would be the pool's second try, and its last
+        if record.info["file"] != identity(self._path):
+            raise InvalidatePoolError
 
 
 def sqlite_engine(path: Path) -> Engine:
@@ -129,9 +176,14 @@ def is_current(engine: Engine) -> bool:
     return found == [HEAD_REVISION]
 
 
+def control_file(data_dir: Path) -> Path:
+    """Give the file of the control database of embedded storage."""
+    return data_dir / "control.db"
+
+
 def embedded_url(data_dir: Path) -> str:
-    """Give the URL of the control database of embedded storage."""
-    return f"sqlite:///{data_dir}/control.db"
+    """Give its URL."""
+    return f"sqlite:///{control_file(data_dir)}"
 
 
 def open_current(database_url: str, data_dir: Path) -> Engine:
@@ -139,14 +191,22 @@ def open_current(database_url: str, data_dir: Path) -> Engine:
 
     Raises StorageUnavailable, and StartRefused where it is not ours to migrate.
     """
+    not_ours = "DATABASE_URL: the database is not up to date; run `central-logger migrate`"
+    if database_url and _is_missing(make_url(database_url)):
+        raise StartRefused(not_ours)  # rather than have it made, and left empty
     engine = open_engine(database_url or embedded_url(data_dir))
     if not is_current(engine):
         if database_url:
-            raise StartRefused("the control database is not up to date: `central-logger migrate`")
+            engine.dispose()
+            raise StartRefused(not_ours)
         upgrade(engine)
         # A relative DATA_DIR in an unexpected directory should not go unseen.
         log.info("prepared %s", engine.url.database)
     return engine
+
+
+def _is_missing(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and not sqlite_path(url).exists()
 
 
 def upgrade(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from app.columns import utc_now
 from app.errors import Invalid, fault
 from app.journal import redacted
 from app.keys.models import LIMIT_NAMES, ApiKey, Client
+from app.keys.restrictions import cidrs_fault, countries_fault, hours_fault, mode_fault
 from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import CLIENT_ID_PATTERN, ENVIRONMENTS, PREFIX_PATTERN
 
@@ -95,6 +96,10 @@ def _faults(key: ApiKey) -> list[dict[str, Any]]:
         *_fault("allowed_datasets", _datasets_fault(key.allowed_datasets)),
         *_fault("metadata", _metadata_fault(key.extra)),
         *_fault("expires_at", _expiry_fault(key.expires_at)),
+        *_fault("allowed_cidrs", cidrs_fault(key.allowed_cidrs)),
+        *_fault("allowed_countries", countries_fault(key.allowed_countries)),
+        *_fault("allowed_hours", hours_fault(key.allowed_hours)),
+        *_fault("restrictions_mode", mode_fault(key.restrictions_mode)),
     ]
 
 

@@ -8,7 +8,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import col, select
 
 from app.errors import Conflict, Invalid
-from app.keys.database import reading, writing
+from app.keys.changes import Author, writing_for
+from app.keys.database import reading
 from app.keys.entry import ImportedProperties
 from app.keys.faults import check_new_key
 from app.keys.models import ApiKey
@@ -17,6 +18,8 @@ from app.keys.roles import ADMIN
 from app.keys.strength import make_verifier
 from app.keys.token import display, parse, random_key_id, token_fault
 from app.keys.verifier import Peppers
+
+KEY_IMPORTED = "key.imported"
 
 
 class StoredAlready(Conflict):
@@ -74,6 +77,7 @@ def import_key(  # noqa: PLR0913 (as registry.create_key)
     token: str,
     client_id: str | None,
     name: str,
+    by: Author,
     key_hasher: str = "auto",
     create_client: bool = False,
     **properties: Unpack[ImportedProperties],
@@ -93,7 +97,7 @@ def import_key(  # noqa: PLR0913 (as registry.create_key)
     )
     # argon2 must not run while the write lock is held, so what was stored since the last look is
     # looked at without it, until there is nothing of the kind.
-    while not _store(engine, key, alike, seen, create_client=create_client):
+    while not _store(engine, key, alike, seen, by=by, create_client=create_client):
         seen = _check_new(engine, peppers, token, alike)
     return key
 
@@ -122,16 +126,17 @@ def _check_new(
     return {key.id for key in found}
 
 
-def _store(
+def _store(  # noqa: PLR0913 (as import_key)
     engine: Engine,
     key: ApiKey,
     alike: ColumnElement[bool],
     seen: set[UUID],
     *,
+    by: Author,
     create_client: bool,
 ) -> bool:
-    with writing(engine) as session:
+    with writing_for(engine, by) as (session, _):
         if not set(session.exec(select(ApiKey.id).where(alike)).all()) <= seen:
             return False
-        add_key(session, key, create_client=create_client)
+        add_key(session, key, by=by, create_client=create_client, action=KEY_IMPORTED)
     return True

@@ -20,6 +20,7 @@ from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import sqlite_path
 from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
+from app.keys.shape import Presented, shape_of
 from app.keys.token import TOKEN_LENGTH_MAX, MalformedToken, ParsedToken, parse
 from app.keys.verifier import Peppers, is_argon2
 from app.keys.watch import ChangeWatch, DatabaseGone, SqliteWatch, WatchLost
@@ -35,6 +36,8 @@ ARGON2_QUEUE = 32
 # A key that is read by itself takes 0.1 ms, and each step of that waits for a busy thread; the list
 # of 10,000 live ones takes 20 ms of a thread. So it is read once that may pay.
 READS_UNLISTED_MAX = 32
+# Keys that argon2 has proved: about 0.3 kB each.
+PROVED_MAX = 20_000
 # Each write to the database empties every worker's cache, so re-tags are gathered.
 RETAG_DELAY_S = 1.0
 
@@ -80,6 +83,9 @@ class Keyring:
         self._digest = blake2b(key=secrets.token_bytes(32), digest_size=16).copy
         self._verified: dict[bytes, Principal] = {}
         self._cache_principals_max = cache_principals_max
+        # The verifier that argon2 has held a key against. It matches for ever, whatever else may
+        # change: else each write of one client would have the keys of all others proved again.
+        self._proved: dict[bytes, str] = {}
         # None = unknown since the last change: then each well-formed key costs a read.
         self._live: Live | None = None
         self._reads_unlisted = 0
@@ -155,6 +161,15 @@ class Keyring:
     def asker(self, principal: Principal) -> Asker:
         """Give the one who asks for a change: to be called in the turn in which it was found."""
         return Asker(principal, self._defaults, self._configured_now)
+
+    @property
+    def configured(self) -> ConfiguredKeys:
+        """Give the keys of the settings as they are now; they never change, others follow them."""
+        return self._configured
+
+    def presented(self, token: str) -> Presented:
+        """Say what may be noted of a key that failed, and later be held against the rows."""
+        return shape_of(token)._replace(proofs=self._peppers.proofs(token))
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""
@@ -270,13 +285,22 @@ class Keyring:
         slow = [candidate for candidate in slow if candidate.key.lookup_tag in tags]
         if not slow:
             raise InvalidKey
+        proved = self._proved.get(self._token_digest(token))
+        for candidate in slow:
+            if candidate.key.verifier == proved:
+                return self._accept(token, candidate)  # read in this very turn
         # The count of changes is part of the name: who comes after a change joins no older check.
         flight_id = (self._token_digest(token), self.changes)
         found = await self._argon2.match(flight_id, token, [c.key.verifier or "" for c in slow])
+        if found is None:
+            raise InvalidKey
         # It took a while: the key may have been revoked, so what counts is read again.
         for key in (candidate.key for candidate in slow if candidate.key.verifier == found):
             for candidate in self._again(key):
                 if candidate.key.verifier == found and candidate.is_usable():
+                    if len(self._proved) >= PROVED_MAX:
+                        self._proved.clear()
+                    self._proved[self._token_digest(token)] = found
                     return self._accept(token, candidate)
         raise InvalidKey
 

@@ -1,8 +1,8 @@
 """The life of a key after its creation: changed, rotated, switched off and on, deleted.
 
-Each function is one transaction. `asker` is the key that asks (None: the operator). What may end a
-key's use returns the generation that every worker has to have seen before that is true everywhere:
-see app/activity/presence.py.
+Each function is one transaction, with the record of what `by` has changed. What may end a key's use
+returns the generation that every worker has to have seen before that is true everywhere: see
+app/activity/presence.py.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from app.keys.authority import (
     check_within,
     shorten,
 )
-from app.keys.changes import Asker, advance, writing_for
-from app.keys.database import writing
+from app.keys.changes import Author, advance, changes_of, writing_for
+from app.keys.clients import action_of
 from app.keys.faults import check_key
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Principal
@@ -39,7 +39,8 @@ GRACE_S_MAX = 90 * 24 * 3600
 # What a rotated key takes over; everything else is new, or came from the rotation.
 _INHERITED = (
     *("client_id", "name", "description", "environment", "role", "scopes", "allowed_datasets"),
-    *("extra", "allowed_cidrs", "allowed_countries", "allowed_hours", "require_signature"),
+    *("extra", "allowed_cidrs", "allowed_countries", "allowed_hours", "restrictions_mode"),
+    "require_signature",
     *LIMIT_NAMES,
 )
 
@@ -61,13 +62,13 @@ class Rotation(NamedTuple):
 
 
 def update_key(
-    engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, asker: Asker | None = None
+    engine: Engine, id_or_key_id: str, changes: Mapping[str, Any], *, by: Author
 ) -> KeyChange:
     """Set columns of a key; Invalid names each bad one, Forbidden what is beyond the asker."""
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         key = _find(session, id_or_key_id, principal)
         check_role(principal, changes.get("role"))
-        defaults = UNLIMITED if asker is None else asker.defaults
+        defaults = UNLIMITED if by.asker is None else by.asker.defaults
         before = Candidate(KeyRecord.of(key), None).principal(defaults)
         was_off = not key.is_active or key.has_ended
         given_until = key.expires_at
@@ -83,7 +84,7 @@ def update_key(
             check_life(principal, key.expires_at, given_until)
         if changes.get("is_active") and key.has_ended:
             raise Conflict("The key has expired")
-        return KeyChange(key, advance(session))
+        return _changed(session, key, by)
 
 
 def rotate_key(  # noqa: PLR0913  # see create_key
@@ -92,9 +93,9 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     id_or_key_id: str,
     *,
     grace_s: int = GRACE_S_DEFAULT,
+    by: Author,
     key_hasher: str = "auto",
     created_by: str | None = None,
-    asker: Asker | None = None,
 ) -> Rotation:
     """Make a key that takes over from another, which works on for the grace and then stops.
 
@@ -102,7 +103,7 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     beyond the asker's. Raises Conflict for a key that was rotated already, is inactive or has
     ended, Forbidden for one that may do more than the asker or outlives it.
     """
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         return replace_key(
             session,
             peppers,
@@ -110,6 +111,7 @@ def rotate_key(  # noqa: PLR0913  # see create_key
             grace_s=grace_s,
             key_hasher=key_hasher,
             created_by=created_by,
+            by=by,
             asker=principal,
         )
 
@@ -120,11 +122,12 @@ def replace_key(  # noqa: PLR0913  # see create_key
     id_or_key_id: str,
     *,
     grace_s: int = GRACE_S_DEFAULT,
+    by: Author,
+    asker: Principal | None,
     key_hasher: str = "auto",
     created_by: str | None = None,
-    asker: Principal | None = None,
 ) -> Rotation:
-    """Do the same in the caller's transaction."""
+    """Do the same in the caller's transaction, in which `by` is the `asker`."""
     if not 0 <= grace_s <= GRACE_S_MAX:
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
     old = _find(session, id_or_key_id, asker)
@@ -155,35 +158,51 @@ def replace_key(  # noqa: PLR0913  # see create_key
     session.flush()  # so that the old one can name it
     old.rotated_to = key.id
     old.grace_until = _earlier(now + timedelta(seconds=grace_s), old.expires_at)
-    return Rotation(key, text, old, advance(session))
+    generation = advance(session)
+    detail = {"rotated_to": [None, key.key_id], "grace_until": [None, old.grace_until]}
+    by.record(
+        session, "key.rotated", old, {**detail, "expires_at": [old.expires_at, key.expires_at]}
+    )
+    return Rotation(key, text, old, generation)
 
 
-def undo_rotation(engine: Engine, rotation: Rotation) -> None:
+def undo_rotation(engine: Engine, rotation: Rotation, *, by: Author) -> None:
     """Switch the new key off, and let the old one go on as if there had been no rotation.
 
     For a new key that reached nobody: its owner would be locked out at the end of the grace.
     """
-    with writing(engine) as session:
+    with writing_for(engine, by) as (session, _):
         new = find_key(session, rotation.key.key_id)
         old = find_key(session, rotation.old.key_id)
+        detail = {"rotated_to": [new.key_id, None], "grace_until": [old.grace_until, None]}
         new.is_active = False
         old.rotated_to = old.grace_until = None
         advance(session)
+        by.record(session, "key.rotation_undone", old, detail)
 
 
-def deactivate_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
+def deactivate_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
     """Switch a key off, at once and everywhere; one that is off stays so. NotFound if unknown."""
-    return update_key(engine, id_or_key_id, {"is_active": False}, asker=asker)
+    return update_key(engine, id_or_key_id, {"is_active": False}, by=by)
 
 
-def delete_key(engine: Engine, id_or_key_id: str, *, asker: Asker | None = None) -> KeyChange:
+def delete_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
     """Wipe a key's verifier for good; the row stays, for the audit alone."""
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         key = _find(session, id_or_key_id, principal)
         key.is_active = False
         key.verifier = key.lookup_tag = None
         key.deleted_at = utc_now()
-        return KeyChange(key, advance(session))
+        return _changed(session, key, by, action="key.deleted")
+
+
+def _changed(session: Session, key: ApiKey, by: Author, *, action: str | None = None) -> KeyChange:
+    """Write a changed key, and the record of it; nothing at all of one that is as it was."""
+    changed = changes_of(key)
+    generation = advance(session)
+    if changed:
+        by.record(session, action or action_of("key", changed), key, changed)
+    return KeyChange(key, generation)
 
 
 def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:

@@ -53,6 +53,7 @@ def key_object(
         "allowed_cidrs": key.allowed_cidrs,
         "allowed_countries": key.allowed_countries,
         "allowed_hours": key.allowed_hours,
+        "restrictions_mode": key.restrictions_mode,
         "require_signature": key.require_signature,
         "is_active": key.is_active,
         "created_at": iso_time(key.created_at),

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.keys.restrictions import Restrictions
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -33,6 +35,8 @@ class Principal:
 
     `own_limits` are those that the key itself was given, in the order of Limits, None = the
     default. `key_limits` are what binds it now: never above its client's.
+
+    `restrictions` are None if there are none: most keys cost a request one look at that.
     """
 
     id: str
@@ -47,6 +51,7 @@ class Principal:
     expires_at_s: float | None
     name: str
     own_limits: tuple[int | None, int | None, int | None] = (None, None, None)
+    restrictions: Restrictions | None = None
 
 
 def _lower(limit: int, ceiling: int) -> int:

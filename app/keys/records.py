@@ -13,6 +13,7 @@ from sqlmodel import col
 from app.keys.database import translated_faults, writing
 from app.keys.models import ApiKey, Client
 from app.keys.principal import UNLIMITED, Limits, Principal
+from app.keys.restrictions import ENFORCE, compiled
 from app.keys.roles import ADMIN, effective_scopes
 
 # A statement of the live list: the interpreter is held for about 0.2 ms to take one apart.
@@ -37,6 +38,11 @@ class KeyRecord(NamedTuple):
     is_active: bool
     expires_at: datetime | None
     grace_until: datetime | None
+    deleted_at: datetime | None = None
+    allowed_cidrs: list[str] | None = None
+    allowed_countries: list[str] | None = None
+    allowed_hours: dict[str, Any] | None = None
+    restrictions_mode: str = ENFORCE
 
     @classmethod
     def of(cls, key: ApiKey) -> "KeyRecord":
@@ -62,7 +68,7 @@ class Candidate(NamedTuple):
     def is_usable(self) -> bool:
         """Say whether it may be used now, if it is the caller's."""
         key = self.key
-        if not key.is_active or key.verifier is None:
+        if not key.is_active or key.verifier is None or key.deleted_at is not None:
             return False
         expires_at_s = self.expires_at_s()
         if expires_at_s is not None and expires_at_s <= time.time():
@@ -99,6 +105,12 @@ class Candidate(NamedTuple):
                 key.requests_per_minute,
                 key.logs_per_minute,
                 key.bytes_per_minute,
+            ),
+            restrictions=compiled(
+                key.allowed_cidrs,
+                key.allowed_countries,
+                key.allowed_hours,
+                key.restrictions_mode,
             ),
         )
 
@@ -147,6 +159,7 @@ def _live(line: ColumnElement[str]) -> Select[Any]:
         select(key_id, lookup_tag, line.label("line"))
         .outerjoin(Client, col(Client.client_id) == col(ApiKey.client_id))
         .where(col(ApiKey.is_active), col(ApiKey.verifier).is_not(None))
+        .where(col(ApiKey.deleted_at).is_(None))
         .where(key_id > bindparam("after"))
         .order_by(key_id)
         .limit(LIVE_STEP_ROWS)

@@ -16,13 +16,14 @@ from sqlmodel import Session, col, select
 from app.columns import utc_now
 from app.errors import Conflict, Invalid, NotFound, fault
 from app.keys.authority import check_reach, check_role, check_within, narrow
-from app.keys.changes import Asker, writing_for
+from app.keys.changes import Author, changes_of, writing_for
 from app.keys.clients import add_client, find_client
 from app.keys.database import reading
 from app.keys.faults import check_new_key
 from app.keys.models import ApiKey, CreatedOnce
 from app.keys.objects import RotationPolicy
 from app.keys.principal import Principal
+from app.keys.restrictions import ENFORCE
 from app.keys.roles import ADMIN
 from app.keys.strength import make_verifier
 from app.keys.token import ENVIRONMENTS, PREFIX_ADMIN, mint
@@ -54,6 +55,10 @@ class KeyProperties(TypedDict, total=False):
     limits: Mapping[str, int | None] | None
     metadata: dict[str, Any] | None
     expires_at: datetime | None
+    allowed_cidrs: list[str] | None
+    allowed_countries: list[str] | None
+    allowed_hours: dict[str, Any] | None
+    restrictions_mode: str | None
     prefix: str | None
     created_by: str | None
 
@@ -76,8 +81,8 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
     peppers: Peppers,
     *,
     key_hasher: str = "auto",
+    by: Author,
     create_client: bool = False,
-    asker: Asker | None = None,
     once: Once | None = None,
     **properties: Unpack[KeyProperties],
 ) -> tuple[ApiKey, str]:
@@ -87,7 +92,7 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
     Invalid, naming each bad field, NotFound for an unknown client unless `create_client` asks to
     make it, Forbidden for what is beyond the asker, and Conflict if that key was deleted since.
     """
-    with writing_for(engine, asker) as (session, principal):
+    with writing_for(engine, by) as (session, principal):
         if once is not None:
             # First of all: what was fine then need not be now, an expiry soon after for one.
             _forget_old(session)
@@ -97,9 +102,8 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
         # In the transaction although argon2, if it has to be, takes its time: what may be given is
         # known only here.
         key, text = new_key(peppers, key_hasher, asker=principal, **properties)
-        add_key(session, key, create_client=create_client)
+        add_key(session, key, by=by, create_client=create_client)
         if once is not None:
-            session.flush()  # so that the row below can name it
             row = once._replace(idempotency_key=once.stored_key)
             session.add(CreatedOnce(**row._asdict(), api_key_id=key.id))
     return key, text
@@ -115,11 +119,13 @@ def new_key(
     """Make the row of a key and its text, without storing anything."""
     client_id = properties["client_id"]
     check_reach(asker, client_id)
-    check_role(asker, properties.get("role"))
+    role = properties.get("role")
+    check_role(asker, role)
     prefix = properties.get("prefix")
     limits = properties.get("limits") or {}
     scopes = properties.get("scopes")
     datasets = properties.get("allowed_datasets")
+    mode = properties.get("restrictions_mode")
     key = ApiKey(
         key_id="",
         key_prefix="",
@@ -127,17 +133,26 @@ def new_key(
         name=properties["name"],
         description=properties.get("description", ""),
         environment=properties.get("environment", "live"),
-        role=properties.get("role") or (ADMIN if client_id is None else "client"),
+        role=(ADMIN if client_id is None else "client") if role is None else role,
         scopes=None if scopes is None else sorted(set(scopes)),
         allowed_datasets=None if datasets is None else sorted(set(datasets)),
         extra=properties.get("metadata") or {},
         expires_at=properties.get("expires_at"),
+        allowed_cidrs=properties.get("allowed_cidrs"),
+        allowed_countries=properties.get("allowed_countries"),
+        allowed_hours=properties.get("allowed_hours"),
+        restrictions_mode=ENFORCE if mode is None else mode,
         created_by=properties.get("created_by"),
     )
     check_new_key(key, limits, prefix)
     for name, limit in limits.items():
         setattr(key, name, limit)
-    narrow(asker, key, is_role_asked=properties.get("role") is not None)
+    narrow(
+        asker,
+        key,
+        is_role_asked=properties.get("role") is not None,
+        is_mode_asked=mode is not None,
+    )
     check_within(asker, key)
     return key, give_token(key, prefix, peppers, key_hasher)
 
@@ -152,14 +167,24 @@ def give_token(key: ApiKey, prefix: str | None, peppers: Peppers, key_hasher: st
     return token.text
 
 
-def add_key(session: Session, key: ApiKey, *, create_client: bool) -> None:
+def add_key(
+    session: Session,
+    key: ApiKey,
+    *,
+    by: Author,
+    create_client: bool,
+    action: str = "key.created",
+) -> None:
     """Store the row that `new_key` made, in the caller's transaction; NotFound as `create_key`."""
     if key.client_id is not None:
         if create_client:
-            add_client(session, key.client_id)
+            add_client(session, key.client_id, by=by)
         else:
             find_client(session, key.client_id)
     session.add(key)
+    made = changes_of(key)
+    session.flush()  # so that other rows of the transaction can name it
+    by.record(session, action, key, made)
 
 
 def _forget_old(session: Session) -> None:

@@ -54,6 +54,11 @@ class Peppers:
         self._by_id = {pepper.id: pepper for pepper in self._all}
         self._current = self._all[0]
 
+    @property
+    def marks(self) -> list[tuple[str, str]]:
+        """Give how the verifiers and the lookup tags begin that were made under each of these."""
+        return [(f"{KEYED}p={pepper.id}$", f"{pepper.id}.") for pepper in self._all]
+
     def make_keyed(self, token: str) -> str:
         """Make the verifier of a key that cannot be guessed."""
         return _keyed(self._current, token)
@@ -85,6 +90,14 @@ class Peppers:
         """Say whether the verifier needs no rewriting under the current pepper."""
         # An argon2id verifier carries no pepper; only its lookup tag does.
         return is_argon2(verifier) or verifier.startswith(f"{KEYED}p={self._current.id}$")
+
+    def proofs(self, token: str) -> frozenset[str]:
+        """Give all that may be stored of a key, to be compared: its keyed verifiers and its tags.
+
+        For a key that failed, whose row is read later: its text need not be kept for that.
+        """
+        keyed = (_keyed(pepper, token) for pepper in self._all)
+        return frozenset((*keyed, *self.lookup_tags(token)))
 
     def lookup_tags(self, token: str) -> tuple[str, ...]:
         """Give the tags by which an argon2-class key is found, the current pepper's first.

@@ -1,11 +1,11 @@
 """Learning that keys changed, whoever changed them and from where."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from app.keys.side_files import Identity, SideFiles, identity
 from app.sqlite import sqlite3
 
 # Only a rollback journal (see app/sqlite.py) makes a reader wait, for the moment of a commit. The
@@ -61,6 +61,7 @@ class SqliteWatch:
         # a WAL database needs.
         self._uri = f"{path.absolute().as_uri()}?mode=rw"
         self._on_replaced = on_replaced
+        self._side_files = SideFiles(self._name)
         self._open()
 
     def changed(self) -> bool:
@@ -89,7 +90,7 @@ class SqliteWatch:
         try:
             # Half of a replacement: the new file with the old one's journal would be read as a
             # mixture of both. The former connection, still open, keeps these inodes recognisable.
-            if any(_identity(name) == kept for name, kept in self._side_files.items()):
+            if self._side_files.are_left():
                 raise DatabaseGone(
                     f"{self._name} was replaced, but the -wal and -shm files of the former one are "
                     "still there: remove them"
@@ -127,16 +128,13 @@ class SqliteWatch:
         self._connection = connection
         self._cursor = cursor
         self._version = version
-        # SQLite names them after the file that a symbolic link leads to.
-        names = [os.path.realpath(self._name) + end for end in ("-wal", "-shm")]
-        self._side_files = {name: kept for name in names if (kept := _identity(name)) is not None}
+        self._side_files.remember()
 
-    def _file_at_name(self) -> tuple[int, int]:
-        try:
-            found = os.stat(self._name)  # noqa: PTH116 (once a turn of the loop; Path.stat takes twice as long)
-        except OSError as error:
-            raise DatabaseGone(str(error)) from error
-        return found.st_ino, found.st_dev
+    def _file_at_name(self) -> Identity:
+        found = identity(self._name)
+        if found is None:
+            raise DatabaseGone(f"{self._name} is not there, or cannot be looked at")
+        return found
 
     @staticmethod
     def _read(cursor: Any) -> int:
@@ -146,11 +144,3 @@ class SqliteWatch:
         except (sqlite3.Error, ValueError) as error:
             raise WatchLost(str(error)) from error
         return int(version)
-
-
-def _identity(name: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(name)  # noqa: PTH116 (as the names above)
-    except OSError:
-        return None
-    return found.st_ino, found.st_dev

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from app.errors import Invalid, fault
 from app.logs.identity import parse_id
 from app.logs.percentile import percentile
 from app.logs.selection import Fault, Selection, parse_selection
-from app.logs.timestamp import US_PER_MINUTE, format_instant
+from app.logs.timestamp import MIN_US, US_PER_MINUTE, format_instant
 
 Cell = str | int | float | None
 Key = tuple[Cell, ...]  # the values of the dimensions; a time as us since 1970
+Run = int | str
 
 DIMENSIONS = ("status", "workflow", "environment", "level", "dataset", "client_id")
 TIME = "time"
@@ -27,6 +30,7 @@ MAX_LIMIT = 10_000
 DURATION_MS_MAX = 1e300
 # In memory at once; a table for people and dashboards is a thousand times smaller.
 GROUPS_MAX = 100_000
+GROUP_BYTES_MAX = 16 * 1024**2
 # Durations and runs of which each is held, 32 bytes, until percentiles and distinct runs are known.
 VALUES_MAX = 2_000_000
 
@@ -44,7 +48,7 @@ class Sums:
     durations: int = 0
     duration_ms: float = 0.0
     values_ms: list[float] = field(default_factory=list)
-    runs: set[int | str] = field(default_factory=set)
+    runs: set[Run | tuple[Run, Run]] = field(default_factory=set)
 
     def add(self, other: "Sums") -> None:
         """Take in what is known of more logs of the group."""
@@ -105,6 +109,12 @@ class Aggregation(Selection):
         return (*self.dimensions, *self.metrics)
 
 
+def too_many_groups() -> Invalid:
+    """Say that a table would be larger than memory is for."""
+    bound = f"more than {GROUPS_MAX} groups, or {GROUP_BYTES_MAX} bytes of names"
+    return Invalid.parameter("dimensions", f"make {bound}")
+
+
 class Groups:
     """The groups of a table in the making."""
 
@@ -112,6 +122,7 @@ class Groups:
         self._aggregation = aggregation
         self._groups: dict[Key, Sums] = {} if aggregation.dimensions else {(): Sums()}
         self._values = 0
+        self._bytes = 0
 
     def add(self, key: Key, sums: Sums) -> None:
         """Add logs to a group; raise Invalid where there come to be too many to hold."""
@@ -124,8 +135,9 @@ class Groups:
         if known is not None:
             known.add(sums)
             return
-        if len(self._groups) >= GROUPS_MAX:
-            raise Invalid.parameter("dimensions", f"make more than {GROUPS_MAX} groups")
+        self._bytes += sum(len(cell) for cell in key if isinstance(cell, str))
+        if len(self._groups) >= GROUPS_MAX or self._bytes > GROUP_BYTES_MAX:
+            raise too_many_groups()
         self._groups[key] = sums
 
     def table(self) -> list[list[Cell]]:
@@ -142,7 +154,8 @@ class Groups:
         if TIME in asked.dimensions:
             at = asked.dimensions.index(TIME)
             for row in rows:
-                row[at] = format_instant(int(row[at] or 0))
+                # A bucket of several days may begin before there are any.
+                row[at] = format_instant(max(MIN_US, int(row[at] or 0)))
         return rows
 
 
@@ -153,23 +166,46 @@ def _sortable(cell: Cell) -> tuple[int, float | str]:
     return (1, cell) if isinstance(cell, int | float) else (2, cell)
 
 
-def group_of(aggregation: Aggregation, log: Mapping[str, Any]) -> tuple[Key, Sums]:
-    """Return the group that a rendered log belongs to, and what it adds to it."""
-    place = parse_id(log["id"])
+class Counted(msgspec.Struct):
+    """What a table asks of a rendered log; the duration as it was sent, of any size."""
+
+    id: str
+    client_id: str
+    status: str
+    environment: str
+    dataset: str
+    duration_ms: msgspec.Raw
+    workflow: str | None = None
+    level: str | None = None
+    run_id: str | None = None
+
+
+decode_counted = msgspec.json.Decoder(list[Counted]).decode
+
+
+def group_of(aggregation: Aggregation, log: Counted) -> tuple[Key, Sums]:
+    """Return the group that a log belongs to, and what it adds to it."""
+    place = parse_id(log.id)
     assert place is not None  # noqa: S101
     width = aggregation.bucket_minutes * US_PER_MINUTE
     key = tuple(
-        place.us - place.us % width if name == TIME else log[name]
+        place.us - place.us % width if name == TIME else getattr(log, name)
         for name in aggregation.dimensions
     )
-    sums = Sums(1, int(log["status"] in ERROR_STATUSES))
-    if log["duration_ms"] is not None:
-        sums.durations, sums.duration_ms = 1, countable_ms(log["duration_ms"])
+    sums = Sums(1, int(log.status in ERROR_STATUSES))
+    duration = bytes(log.duration_ms)
+    if duration != b"null":
+        sums.durations, sums.duration_ms = 1, countable_ms(duration.decode())
         if aggregation.needs_values:
             sums.values_ms.append(sums.duration_ms)
-    if aggregation.needs_runs and log["run_id"] is not None:
-        sums.runs.add(log["run_id"])
+    if aggregation.needs_runs and log.run_id is not None:
+        sums.runs.add(run_of(aggregation, log.client_id, log.run_id))
     return key, sums
+
+
+def run_of(aggregation: Aggregation, owner: Run, run: Run) -> Run | tuple[Run, Run]:
+    """Tell runs apart: of all clients, those of one id are as many as there are clients of it."""
+    return run if aggregation.client_id is not None else (owner, run)
 
 
 def parse_aggregation(client_id: str | None, body: Mapping[str, Any], now_us: int) -> Aggregation:

@@ -52,7 +52,7 @@ class RejectedQuery(LogQuery):
 
     def arrivals(self, day: int) -> tuple[int, int]:
         """Return the first arrival of a day that is asked for, and the first beyond those."""
-        low, high = 0, 1 << 62
+        low, high = 0, _ARRIVAL_MAX
         if self.start is not None:
             low = _arrival(self.start, day)
         if self.end is not None:
@@ -132,7 +132,11 @@ def _dataset(text: bytes | Raw) -> str | None:
     return DEFAULT_DATASET if named.dataset is None else named.dataset
 
 
+# Beyond the last of a day.
+_ARRIVAL_MAX = 1 << 62
+
+
 def _arrival(instant: Instant, day: int) -> int:
     """Return the first arrival of a day at or after an instant."""
     us, ns = instant
-    return (us + (ns > 0) - day * US_PER_DAY) << SLOT_BITS
+    return min(max(0, (us + (ns > 0) - day * US_PER_DAY) << SLOT_BITS), _ARRIVAL_MAX)

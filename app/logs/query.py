@@ -120,26 +120,38 @@ class Cursors:
     def seal(self, query: LogQuery, last_id: str) -> str:
         """Return the cursor that continues `query` after `last_id`."""
         payload = msgspec.msgpack.encode(_Cursor(last_id, query.start, query.end))
-        return urlsafe_b64encode(self._tag(query, payload) + payload).decode().rstrip("=")
+        return self.seal_place(_bound(query), payload)
 
     def open(self, query: Q, cursor: str) -> Q:
         """Return `query` continued; raise Invalid for a cursor that isn't this query's own."""
+        payload = self.open_place(_bound(query), cursor)
+        opened = msgspec.msgpack.decode(payload, type=_Cursor)
+        after = parse_id(opened.last_id)
+        return replace(query, start=opened.start, end=opened.end, after=after)
+
+    def seal_place(self, bound: list[Any], payload: bytes) -> str:
+        """Return a cursor of a list that is told from others by `bound`."""
+        return urlsafe_b64encode(self._tag(bound, payload) + payload).decode().rstrip("=")
+
+    def open_place(self, bound: list[Any], cursor: str) -> bytes:
+        """Return what was sealed; raise Invalid for a cursor of another list, or of none."""
         refusal = Invalid.parameter("cursor", "is not a cursor of this query")
         try:
             sealed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         except ValueError:
             raise refusal from None
         tag, payload = sealed[: self.TAG_BYTES], sealed[self.TAG_BYTES :]
-        if not compare_digest(tag, self._tag(query, payload)):
+        if not compare_digest(tag, self._tag(bound, payload)):
             raise refusal
-        opened = msgspec.msgpack.decode(payload, type=_Cursor)
-        after = parse_id(opened.last_id)
-        return replace(query, start=opened.start, end=opened.end, after=after)
+        return payload
 
-    def _tag(self, query: LogQuery, payload: bytes) -> bytes:
-        bound = [query.client_id, query.as_params(), query.order, payload]
-        message = msgspec.msgpack.encode(bound)
+    def _tag(self, bound: list[Any], payload: bytes) -> bytes:
+        message = msgspec.msgpack.encode([*bound, payload])
         return blake2b(message, key=self._secret, digest_size=self.TAG_BYTES).digest()
+
+
+def _bound(query: LogQuery) -> list[Any]:
+    return [query.client_id, query.as_params(), query.order]
 
 
 def parse_log_query(client_id: str, params: Params, now_us: int, cursors: Cursors) -> LogQuery:

@@ -11,10 +11,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
-from unicodedata import category, normalize
+from unicodedata import category, combining, normalize
 
 TERMS_MAX = 32
 QUESTION_LENGTH_MAX = 1024
+# On one letter, before they are parted by a joiner that stands for nothing; no script has so many.
+MARKS_MAX = 30
+_JOINER = "\u034f"
 
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 # A term is a phrase in quotes or what has no space in it; a sign before it negates.
@@ -29,7 +32,17 @@ def fold(text: str) -> str:
     """Make texts that differ in case or form alone equal."""
     if text.isascii():
         return text.lower()
+    if len(text) > MARKS_MAX:
+        # Python sorts the marks on a letter in a time that grows by their square.
+        text = _marks_in_a_row().sub(rf"\g<0>{_JOINER}", text)
     return normalize("NFKC", normalize("NFKC", text).casefold())
+
+
+@cache
+def _marks_in_a_row() -> re.Pattern[str]:
+    """Make the pattern of as many marks as UAX 15, "Stream-Safe Text Format", leaves in a row."""
+    marks = "".join(chr(n) for n in range(sys.maxunicode + 1) if combining(chr(n)))
+    return re.compile(f"[{marks}]{{{MARKS_MAX}}}")
 
 
 def words(text: str) -> list[str]:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from app.errors import StorageUnavailable
-from app.logs.aggregation import Aggregation, Cell, Groups, group_of
+from app.logs.aggregation import Aggregation, Cell, Groups, decode_counted, group_of
 from app.logs.batch import (
     DAY_LETTER_BYTES_LEFT,
     DAY_LETTER_BYTES_MAX,
@@ -215,8 +215,8 @@ class MemoryLogStore:
             if query.client_id in {None, client_id}:
                 for log in logs:
                     if _asked(asked, log):
-                        rendered = msgspec.json.decode(_render(client_id, log))
-                        groups.add(*group_of(query, rendered))
+                        [counted] = decode_counted(f"[{_render(client_id, log)}]")
+                        groups.add(*group_of(query, counted))
         return groups.table()
 
     async def rejected(self, query: RejectedQuery) -> Page:

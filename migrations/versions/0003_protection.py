@@ -80,6 +80,8 @@ def _create_audit() -> None:
         sa.PrimaryKeyConstraint("chain", "seq", name="pk_audit_events"),
     )
     op.create_index("ix_audit_events_request_id", "audit_events", ["request_id"])
+    op.create_index("ix_audit_events_at", "audit_events", ["at"])
+    op.create_index("ix_audit_events_chain_at", "audit_events", ["chain", "at"])
     op.create_table(
         "audit_heads",
         _text("chain", 63),

@@ -25,7 +25,7 @@ from app.keys.objects import iso_time
 from app.keys.principal import UNLIMITED
 from app.keys.registry import create_key
 from app.keys.verifier import Peppers
-from tests.support import DEADLINE_S
+from tests.support import BY, DEADLINE_S
 
 T = TypeVar("T")
 PEPPERS = Peppers(["the only secret of this test suite"])
@@ -126,13 +126,13 @@ def test_a_worker_stays_listed(control: Engine, activity: Engine) -> None:
 
 def test_a_revocation_is_confirmed(control: Engine, activity: Engine) -> None:
     """The receipt follows the moment at which no worker accepts the key, and counts them."""
-    key, text = create_key(control, PEPPERS, create_client=True, client_id="acme", name="n")
+    key, text = create_key(control, PEPPERS, by=BY, create_client=True, client_id="acme", name="n")
 
     async def revoke(keyrings: list[Keyring]) -> None:
         for keyring in keyrings:
             assert (await keyring.resolve(text)).key_id == key.key_id
         before = utc_now()
-        generation = deactivate_key(control, key.key_id).generation
+        generation = deactivate_key(control, key.key_id, by=BY).generation
         receipt = await asyncio.to_thread(
             await_dropped,
             control,

@@ -17,6 +17,9 @@ from tests.support import Service, problem, record, running
 ADMIN = "admin"
 CLOSED = [name for name, rule in RULES.items() if rule != PUBLIC]
 
+# What stands for something in the path of a route.
+NAMES = ("log_id", "id_or_key_id", "client_id", "request_id", "token")
+
 # A role, and the one scope that is left of it; None: all of them.
 Grant = tuple[str, str | None]
 GRANTS: list[Grant] = [(role, one) for role in ROLES for one in (None, *sorted(ROLES[role]))]
@@ -74,7 +77,7 @@ def test_every_route_with_every_role(
 ) -> None:
     """A key gets through where its role's scopes, or the one left of them, are the table's."""
     # Names of nothing: who gets through finds nothing, or sends a body that is refused.
-    target = path.format(log_id="0" * 36, id_or_key_id="0" * 12, client_id="nobody")
+    target = path.format(log_id="0" * 36, id_or_key_id="0" * 12, client_id="nobody", request_id="0")
     # A tail has no end: only one that is refused for its filters can be asked for here.
     params = {"cursor": "x"} if path.endswith("/tail") else None
     response = service.request(method, target, keys[role, scope], content=b"{", params=params)
@@ -88,7 +91,7 @@ def test_every_route_with_every_role(
 @pytest.mark.parametrize(("method", "path"), RULES)
 def test_every_route_without_a_key(service: Service, method: str, path: str) -> None:
     """Without a key only the public routes answer, all others 401 before they read anything."""
-    target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
+    target = path.format(**dict.fromkeys(NAMES, "x"))
     response = service.request(method, target, content=b"{")
     if RULES[method, path] == PUBLIC:
         assert response.status_code not in {401, 403, 500}
@@ -99,7 +102,7 @@ def test_every_route_without_a_key(service: Service, method: str, path: str) -> 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_a_key_that_fails_is_401_everywhere(service: Service, method: str, path: str) -> None:
     """An unknown key is refused with one text on every route that asks for one."""
-    target = path.format(log_id="x", id_or_key_id="x", client_id="x", token="x")
+    target = path.format(**dict.fromkeys(NAMES, "x"))
     response = service.request(method, target, "nobody's", content=b"{")
     problem(response, 401, "Invalid API key")
 

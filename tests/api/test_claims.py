@@ -27,11 +27,12 @@ def _claim(service: Service, client_id: str, url: str = URL, **options: Any) -> 
     key, text = create_key(
         service.engine,
         service.peppers,
+        by=service.by,
         create_client=True,
         client_id=client_id,
         name="claimed",
     )
-    token = create_claim(service.engine, key, text, url, **options)
+    token = create_claim(service.engine, key, text, url, by=service.by, **options)
     return f"/claim/{token}", text
 
 

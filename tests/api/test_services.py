@@ -46,9 +46,15 @@ def names(service: Service, admin: str) -> set[str]:
 def claim_path(service: Service) -> str:
     """Make a claim link."""
     key, text = create_key(
-        service.engine, service.peppers, create_client=True, client_id="other", name="claimed"
+        service.engine,
+        service.peppers,
+        by=service.by,
+        create_client=True,
+        client_id="other",
+        name="claimed",
     )
-    return f"/claim/{create_claim(service.engine, key, text, 'https://logs.example.com')}"
+    url = "https://logs.example.com"
+    return f"/claim/{create_claim(service.engine, key, text, url, by=service.by)}"
 
 
 def test_reads_do_not_wait_for_writes(service: Service) -> None:

@@ -265,7 +265,9 @@ def test_it_ends_with_the_key(service: Service, client_id: str, change: str) -> 
         if change == "revoked":
             service.revoke(key)
         else:
-            update_key(service.engine, key_id_of(key), {"allowed_datasets": ["orders"]})
+            update_key(
+                service.engine, key_id_of(key), {"allowed_datasets": ["orders"]}, by=service.by
+            )
         await stream.end()
         assert time.monotonic() - changed < DEADLINE_S
         reason = "key revoked" if change == "revoked" else "key changed"

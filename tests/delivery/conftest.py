@@ -9,13 +9,14 @@ from app.keys.models import ApiKey
 from app.keys.registry import create_key
 from app.keys.verifier import Peppers
 from tests.delivery.mail_sink import make_certificate
+from tests.support import BY
 
 
 @pytest.fixture
 def made(engine: Engine) -> tuple[ApiKey, str]:
     """Make a key of client `acme`; give it with its text."""
     peppers = Peppers(["the secret of this test suite"])
-    return create_key(engine, peppers, create_client=True, client_id="acme", name="test")
+    return create_key(engine, peppers, by=BY, create_client=True, client_id="acme", name="test")
 
 
 @pytest.fixture(scope="session")

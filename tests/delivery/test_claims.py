@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -18,13 +19,16 @@ from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_ke
 from app.keys.models import ApiKey, Claim
 from app.keys.token import base62, mint, parse
 from app.keys.verifier import Peppers
+from tests.support import BY
 
 URL = "https://logs.example.com"
 Made = tuple[ApiKey, str]
 
+_claim = partial(claim, by=BY)
+
 
 def _link(engine: Engine, made: Made, **options: Any) -> str:
-    return create_claim(engine, *made, URL, **options)
+    return create_claim(engine, *made, URL, by=BY, **options)
 
 
 def _row(engine: Engine) -> Claim:
@@ -37,9 +41,9 @@ def test_a_key_is_claimed_once(engine: Engine, made: Made) -> None:
     token = _link(engine, made)
     for _ in range(3):
         check_open(engine, token)
-    claimed = claim(engine, token)
+    claimed = _claim(engine, token)
     assert (claimed.text, claimed.url, claimed.key.id) == (made[1], URL, made[0].id)
-    for step in (claim, check_open, claim):
+    for step in (_claim, check_open, _claim):
         with pytest.raises(Gone):
             step(engine, token)
     assert _row(engine).sealed is None
@@ -71,13 +75,13 @@ def test_a_claim_that_was_moved_does_not_open(engine: Engine, made: Made) -> Non
             for row in session.exec(select(Claim)):
                 row.sealed = changed
         with pytest.raises(NotFound):
-            claim(engine, token)
+            _claim(engine, token)
     with writing(engine) as session:
         for row in session.exec(select(Claim)):
             row.sealed = sealed
     with pytest.raises(NotFound):
-        claim(engine, other)
-    assert claim(engine, token).text == made[1]
+        _claim(engine, other)
+    assert _claim(engine, token).text == made[1]
 
 
 @pytest.mark.parametrize("is_used", [False, True])
@@ -85,7 +89,7 @@ def test_a_bad_secret_finds_and_burns_nothing(engine: Engine, made: Made, is_use
     """With a known public id and another secret a link is unknown, used or not, and lives on."""
     token = _link(engine, made)
     if is_used:
-        claim(engine, token)
+        _claim(engine, token)
     parsed = parse(token)
     assert parsed is not None
     other = parse(mint("cl_claim", None).text)
@@ -93,11 +97,11 @@ def test_a_bad_secret_finds_and_burns_nothing(engine: Engine, made: Made, is_use
     signed = f"cl_claim_{parsed.key_id}{other.secret}"
     forged = signed + base62(crc32(signed.encode()), 6)
     assert parse(forged) is not None
-    for step in (check_open, claim):
+    for step in (check_open, _claim):
         with pytest.raises(NotFound):
             step(engine, forged)
     if not is_used:
-        assert claim(engine, token).text == made[1]
+        assert _claim(engine, token).text == made[1]
 
 
 def test_what_is_no_link_is_not_found(engine: Engine, made: Made) -> None:
@@ -105,7 +109,7 @@ def test_what_is_no_link_is_not_found(engine: Engine, made: Made) -> None:
     token = _link(engine, made)
     mistyped = token[:-1] + ("0" if token[-1] != "0" else "1")
     for bad in ("", "x", "é" * 70, "\0", mistyped, mint("cl_claim", None).text, made[1], token * 2):
-        for step in (check_open, claim):
+        for step in (check_open, _claim):
             with pytest.raises(NotFound):
                 step(engine, bad)
     check_open(engine, token)
@@ -114,14 +118,14 @@ def test_what_is_no_link_is_not_found(engine: Engine, made: Made) -> None:
 def test_a_claim_expires(engine: Engine, made: Made) -> None:
     """After its time a link is Gone, and the next one to be made wipes what it held."""
     token = _link(engine, made, ttl_s=-1)
-    for step in (check_open, claim):
+    for step in (check_open, _claim):
         with pytest.raises(Gone):
             step(engine, token)
     fresh = _link(engine, made)
     with reading(engine) as session:
         sealed = session.exec(select(Claim).order_by(col(Claim.expires_at))).all()
     assert [row.sealed is None for row in sealed] == [True, False]
-    assert claim(engine, fresh).text == made[1]
+    assert _claim(engine, fresh).text == made[1]
 
 
 def test_a_claim_lives_three_days(engine: Engine, made: Made) -> None:
@@ -132,21 +136,29 @@ def test_a_claim_lives_three_days(engine: Engine, made: Made) -> None:
 
 
 def _rotate_without_grace(engine: Engine, key_id: str) -> object:
-    return rotate_key(engine, Peppers(["another secret of this suite"]), key_id, grace_s=0)
+    return rotate_key(engine, Peppers(["another secret of this suite"]), key_id, grace_s=0, by=BY)
 
 
 def _close_client(engine: Engine, _key_id: str) -> object:
-    return update_client(engine, "acme", {"is_active": False})
+    return update_client(engine, "acme", {"is_active": False}, by=BY)
 
 
-@pytest.mark.parametrize("end", [deactivate_key, delete_key, _rotate_without_grace, _close_client])
+ENDS = [
+    partial(deactivate_key, by=BY),
+    partial(delete_key, by=BY),
+    _rotate_without_grace,
+    _close_client,
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_a_key_that_does_not_work_is_gone(
     engine: Engine, made: Made, end: Callable[[Engine, str], object]
 ) -> None:
     """The link of a key that was ended, in any way, shows nothing."""
     token = _link(engine, made)
     end(engine, made[0].key_id)
-    for step in (check_open, claim):
+    for step in (check_open, _claim):
         with pytest.raises(Gone):
             step(engine, token)
 
@@ -154,11 +166,11 @@ def test_a_key_that_does_not_work_is_gone(
 def test_a_key_switched_on_again_can_be_claimed(engine: Engine, made: Made) -> None:
     """A link that was refused for its key's sake was not used up by that."""
     token = _link(engine, made)
-    deactivate_key(engine, made[0].key_id)
+    deactivate_key(engine, made[0].key_id, by=BY)
     with pytest.raises(Gone):
-        claim(engine, token)
-    update_key(engine, made[0].key_id, {"is_active": True})
-    assert claim(engine, token).text == made[1]
+        _claim(engine, token)
+    update_key(engine, made[0].key_id, {"is_active": True}, by=BY)
+    assert _claim(engine, token).text == made[1]
 
 
 def test_of_many_that_race_one_gets_the_key(engine: Engine, made: Made) -> None:
@@ -170,7 +182,7 @@ def test_of_many_that_race_one_gets_the_key(engine: Engine, made: Made) -> None:
     def race() -> None:
         barrier.wait()
         try:
-            outcomes.append(claim(engine, token))
+            outcomes.append(_claim(engine, token))
         except BaseException as error:  # noqa: BLE001  # told to the test
             outcomes.append(error)
 

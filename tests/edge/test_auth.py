@@ -60,6 +60,13 @@ def test_two_that_agree_are_one_and_two_that_differ_are_none(carrier: tuple[str,
                 credential(asked(*pair))
 
 
+def test_a_key_that_is_base64_is_not_taken_for_a_pair() -> None:
+    """Random bytes in base64 stand for themselves, though one of them may be a colon."""
+    raw = b64encode(b"\x8f\x02:" + bytes(range(0x80, 0xA1))).decode()
+    for scheme in ("ApiKey", "Api-Key"):
+        assert credential(asked(("Authorization", f"{scheme} {raw}"))) == raw
+
+
 def test_no_credential_is_none() -> None:
     """Without a header that could carry a key there is none, and no complaint yet."""
     assert credential(asked(("Host", "x"))) is None

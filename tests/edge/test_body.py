@@ -291,17 +291,15 @@ def test_a_body_over_the_limit_is_left_unread() -> None:
     assert read(part(b"12"), part(b"34", more=False), bytes_max=4) == b"1234"
 
 
-def test_a_sender_that_pauses_too_long_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_that_pauses_too_long_is_gone() -> None:
     """A body that stops arriving ends with an error, not with a connection held for ever."""
-    monkeypatch.setattr(module, "PAUSE_S_MAX", 0.01)
     for arrived in ([], [part(b"half")]):
         with pytest.raises(MalformedBody, match=r"^Malformed body: it did not arrive in time$"):
-            read(*arrived)
+            read(*arrived, held=Share(Inflight(10**9, 0.04)))
 
 
-def test_a_sender_that_never_ends_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_that_never_ends_is_gone() -> None:
     """A byte now and then does not hold a connection for ever, nor does its reader wait on."""
-    monkeypatch.setattr(module, "BODY_S_MAX", 0.05)
     given_up = []
 
     async def receive() -> dict[str, Any]:
@@ -313,7 +311,7 @@ def test_a_sender_that_never_ends_is_gone(monkeypatch: pytest.MonkeyPatch) -> No
         return part(b" ")
 
     with pytest.raises(MalformedBody, match=r"^Malformed body: it did not arrive in time$"):
-        asyncio.run(read_body(receive, share(), BYTES_MAX))
+        asyncio.run(read_body(receive, Share(Inflight(10**9, 0.05)), BYTES_MAX))
     assert given_up == [1]
 
 

@@ -1,65 +1,39 @@
-"""Limits: exact in every minute, all or nothing, and told truly."""
+"""Limits: exact in every minute, all or nothing, and told truly, wherever they are counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.edge import limits
-from app.edge.limits import Account, Limiter, Window
+from app.edge.limits import Account
 from app.edge.response import parse_lines
 from app.errors import RateLimited, TooLarge
-from app.keys.principal import UNLIMITED, Limits, Principal
+from app.keys.principal import Limits
+from tests.edge.limiters import Bed, Beds, Clock, local_beds, principal, redis_beds
 
 Costs = tuple[int, int, int]  # requests, logs, bytes
 
 
-class Clock:
-    """Stands still until told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
-
-
-def principal(
-    key_id: str = "key1",
-    *,
-    client_id: str | None = "acme",
-    key: Limits = UNLIMITED,
-    client: Limits = UNLIMITED,
-) -> Principal:
-    """Make a key's principal with limits of its own and of its client."""
-    return Principal(
-        id="",
-        key_id=key_id,
-        client_id=client_id,
-        role="client",
-        scopes=frozenset(),
-        allowed_datasets=None,
-        is_admin=client_id is None,
-        key_limits=key,
-        client_limits=client,
-        expires_at_s=None,
-        name="",
-    )
+@pytest.fixture(scope="module", params=[local_beds, redis_beds], ids=["in-process", "redis"])
+def beds(request: pytest.FixtureRequest) -> Iterator[Beds]:
+    """Give a maker of new limiters, of each kind in turn."""
+    with request.param() as make:
+        yield make
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Give a clock of the test's own."""
-    return Clock()
+def limiter(beds: Beds) -> Bed:
+    """Give a new limiter."""
+    return beds(3)
 
 
 @pytest.fixture
-def limiter(clock: Clock) -> Limiter:
-    """Give a limiter on that clock."""
-    return Limiter(clock)
+def clock(limiter: Bed) -> Clock:
+    """Give its clock."""
+    return limiter.clock
 
 
 def refusal(call: Callable[[], object]) -> RateLimited:
@@ -69,18 +43,12 @@ def refusal(call: Callable[[], object]) -> RateLimited:
     return caught.value
 
 
-def used(account: Account) -> dict[str, list[int]]:
-    """Give what the windows of an account hold."""
-    kinds = {"requests": account.requests, "logs": account.logs, "bytes": account.bytes}
-    return {name: [window.used for window, _ in meters] for name, meters in kinds.items()}
-
-
 def headers(account: Account) -> dict[str, str]:
     """Give the headers as text."""
     return {name.decode(): value.decode() for name, value in parse_lines(account.header_lines())}
 
 
-def test_a_limit_lets_just_its_number_pass(clock: Clock, limiter: Limiter) -> None:
+def test_a_limit_lets_just_its_number_pass(clock: Clock, limiter: Bed) -> None:
     """The request over the limit is refused, and passes when the first is a minute old."""
     who = principal(key=Limits(3, 0, 0))
     for _ in range(3):
@@ -95,32 +63,32 @@ def test_a_limit_lets_just_its_number_pass(clock: Clock, limiter: Limiter) -> No
     assert refusal(lambda: limiter.admit(limiter.account(who))).retry_after_s == 10
 
 
-def test_a_refused_request_costs_nothing(limiter: Limiter) -> None:
+def test_a_refused_request_costs_nothing(limiter: Bed) -> None:
     """Refused before the body or after it, a request leaves every count as it was."""
     who = principal(key=Limits(5, 10, 100), client=Limits(5, 10, 100))
     account = limiter.account(who)
     limiter.admit(account)
     limiter.charge(account, 6, 60)
-    before = used(account)
+    before = limiter.used(account)
     limiter.admit(account)
     assert refusal(lambda: limiter.charge(account, 5, 1)).members["violated"] == ["logs"]
-    assert used(account) == before
+    assert limiter.used(account) == before
     limiter.admit(account)
     assert refusal(lambda: limiter.charge(account, 1, 41)).members["violated"] == ["bytes"]
-    assert used(account) == before
+    assert limiter.used(account) == before
     limiter.admit(account)
     error = refusal(lambda: limiter.charge(account, 5, 41))
     assert error.members["violated"] == ["logs", "bytes"]
-    assert used(account) == before
+    assert limiter.used(account) == before
     limiter.admit(account)
     with pytest.raises(TooLarge):
         limiter.charge(account, 11, 1)
-    assert used(account) == before
+    assert limiter.used(account) == before
     assert refusal(lambda: limiter.admit(account, 41, logs=1)).members["violated"] == ["bytes"]
-    assert used(account) == before
+    assert limiter.used(account) == before
 
 
-def test_a_cost_above_the_whole_limit_is_too_large(limiter: Limiter) -> None:
+def test_a_cost_above_the_whole_limit_is_too_large(limiter: Bed) -> None:
     """What no wait would make fit is told apart from what should wait, before it is read."""
     account = limiter.account(principal(key=Limits(0, 10, 100)))
     with pytest.raises(TooLarge, match="Body too large: it costs 101 bytes, the limit is 100"):
@@ -130,7 +98,7 @@ def test_a_cost_above_the_whole_limit_is_too_large(limiter: Limiter) -> None:
     limiter.charge(account, 10, 100)
 
 
-def test_the_client_caps_its_keys(limiter: Limiter) -> None:
+def test_the_client_caps_its_keys(limiter: Bed) -> None:
     """Two keys within their own limits are refused together at their client's."""
     keys = [principal(f"key{n}", key=Limits(3, 0, 0), client=Limits(4, 0, 0)) for n in (1, 2)]
     for who in (keys[0], keys[0], keys[1], keys[1]):
@@ -141,7 +109,7 @@ def test_the_client_caps_its_keys(limiter: Limiter) -> None:
     limiter.admit(limiter.account(other))
 
 
-def test_clients_and_keys_of_one_name_do_not_mix(limiter: Limiter) -> None:
+def test_clients_and_keys_of_one_name_do_not_mix(limiter: Bed) -> None:
     """A key_id that reads like a client_id shares no count with it."""
     one = principal("acme", client_id="zeta", key=Limits(1, 0, 0), client=Limits(1, 0, 0))
     two = principal("zeta", client_id="acme", key=Limits(1, 0, 0), client=Limits(1, 0, 0))
@@ -149,14 +117,14 @@ def test_clients_and_keys_of_one_name_do_not_mix(limiter: Limiter) -> None:
     limiter.admit(limiter.account(two))
 
 
-def test_a_platform_key_has_its_own_limits_only(limiter: Limiter) -> None:
+def test_a_platform_key_has_its_own_limits_only(limiter: Bed) -> None:
     """A key without a client is limited as a key."""
     who = principal(client_id=None, key=Limits(1, 0, 0), client=Limits(1, 0, 0))
     limiter.admit(limiter.account(who))
     refusal(lambda: limiter.admit(limiter.account(who)))
 
 
-def test_zero_is_no_limit(limiter: Limiter) -> None:
+def test_zero_is_no_limit(limiter: Bed) -> None:
     """Without limits nothing is refused and nothing is told."""
     account = limiter.account(principal())
     for _ in range(1000):
@@ -165,7 +133,7 @@ def test_zero_is_no_limit(limiter: Limiter) -> None:
     assert account.header_lines() == b""
 
 
-def test_a_changed_limit_does_not_forget(clock: Clock, limiter: Limiter) -> None:
+def test_a_changed_limit_does_not_forget(clock: Clock, limiter: Bed) -> None:
     """A key whose limits change mid-minute keeps what it has used."""
     who = principal(key=Limits(5, 0, 0))
     for _ in range(4):
@@ -179,7 +147,7 @@ def test_a_changed_limit_does_not_forget(clock: Clock, limiter: Limiter) -> None
     refusal(lambda: limiter.admit(limiter.account(raised)))
 
 
-def test_a_slow_body_counts_when_it_is_charged(clock: Clock, limiter: Limiter) -> None:
+def test_a_slow_body_counts_when_it_is_charged(clock: Clock, limiter: Bed) -> None:
     """Logs count for a minute from their charge, however long their body was on its way."""
     who = principal(key=Limits(0, 10, 0))
     account = limiter.account(who)
@@ -192,7 +160,7 @@ def test_a_slow_body_counts_when_it_is_charged(clock: Clock, limiter: Limiter) -
     limiter.admit(limiter.account(who), logs=1)
 
 
-def test_the_wait_is_that_of_the_slowest(clock: Clock, limiter: Limiter) -> None:
+def test_the_wait_is_that_of_the_slowest(clock: Clock, limiter: Bed) -> None:
     """Where several limits are violated, Retry-After satisfies them all."""
     who = principal(key=Limits(1, 10, 100))
     account = limiter.account(who)
@@ -208,7 +176,7 @@ def test_the_wait_is_that_of_the_slowest(clock: Clock, limiter: Limiter) -> None
     assert error.retry_after_s == 60
 
 
-def test_refunds_give_back_what_was_counted(clock: Clock, limiter: Limiter) -> None:
+def test_refunds_give_back_what_was_counted(clock: Clock, limiter: Bed) -> None:
     """What was taken for something that did not happen can be used again, and never more."""
     who = principal(key=Limits(5, 10, 100), client=Limits(9, 20, 200))
     limiter.charge(limiter.account(who), 4, 40)
@@ -216,13 +184,29 @@ def test_refunds_give_back_what_was_counted(clock: Clock, limiter: Limiter) -> N
     account = limiter.account(who)
     limiter.admit(account)
     limiter.charge(account, 6, 60)
-    limiter.refund(account, requests=1, logs=7, body_bytes=10)
-    assert used(account) == {"requests": [0, 0], "logs": [3, 3], "bytes": [90, 90]}
-    limiter.refund(account, requests=9, logs=9, body_bytes=900)
-    assert used(account) == {"requests": [0, 0], "logs": [0, 0], "bytes": [0, 0]}
+    account.refund(requests=1, logs=7, body_bytes=10)
+    assert limiter.used(account) == {"requests": [0, 0], "logs": [3, 3], "bytes": [90, 90]}
+    account.refund(requests=9, logs=9, body_bytes=900)
+    assert limiter.used(account) == {"requests": [0, 0], "logs": [0, 0], "bytes": [0, 0]}
 
 
-def test_headers_tell_the_tightest(clock: Clock, limiter: Limiter) -> None:
+def test_failures_are_limited_by_source(clock: Clock, limiter: Bed) -> None:
+    """A source that has failed its share waits until its first failure is a minute old."""
+    assert [limiter.fail("192.0.2.1") for _ in range(3)] == [0, 0, 0]
+    clock.now_s += 10
+    assert [limiter.fail("192.0.2.1") for _ in range(2)] == [50, 50]
+    assert limiter.fail("2001:db8::/64") == 0
+    clock.now_s += 50
+    assert [limiter.fail("192.0.2.1") for _ in range(4)] == [0, 0, 0, 60]
+
+
+def test_failures_without_a_limit(beds: Beds) -> None:
+    """Where failures are not limited, nobody ever waits."""
+    limiter = beds(0)
+    assert not any(limiter.fail("192.0.2.1") for _ in range(200))
+
+
+def test_headers_tell_the_tightest(clock: Clock, limiter: Bed) -> None:
     """The headers are those of the draft and the X- ones, of the limit that will bite first."""
     who = principal(key=Limits(40, 0, 1000), client=Limits(100, 0, 500))
     account = limiter.account(who)
@@ -239,29 +223,13 @@ def test_headers_tell_the_tightest(clock: Clock, limiter: Limiter) -> None:
     }
 
 
-def test_headers_without_a_requests_limit(limiter: Limiter) -> None:
+def test_headers_without_a_requests_limit(limiter: Bed) -> None:
     """The X- headers are about requests: without such a limit there are none."""
     told = headers(limiter.account(principal(key=Limits(0, 7, 0))))
     assert told == {"ratelimit-policy": '"logs";q=7;w=60', "ratelimit": '"logs";r=7;t=60'}
 
 
-def test_idle_accounts_are_forgotten_and_busy_ones_are_not(
-    clock: Clock, limiter: Limiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Memory is bounded by what was used in the last minute; no count in use is lost."""
-    monkeypatch.setattr(limits, "ACCOUNTS_MAX", 10)
-    busy = principal("busy", key=Limits(1, 0, 0))
-    for n in range(10):
-        limiter.admit(limiter.account(principal(f"idle{n}", key=Limits(1, 0, 0))))
-    clock.now_s += 60
-    limiter.admit(limiter.account(busy))
-    for n in range(25):
-        limiter.account(principal(f"new{n}", key=Limits(1, 0, 0)))
-    refusal(lambda: limiter.admit(limiter.account(busy)))
-    assert len(limiter._windows) < 25  # noqa: SLF001  # that nothing grows can't be seen otherwise
-
-
-def spend(limiter: Limiter, account: Account, logs: int, size: int) -> None:
+def spend(limiter: Bed, account: Account, logs: int, size: int) -> None:
     """Do what a request does."""
     limiter.admit(account)
     limiter.charge(account, logs, size)
@@ -279,13 +247,14 @@ steps = st.lists(
 )
 
 
-@given(steps)
+@hypothesis_settings(max_examples=60)
+@given(taken=steps)
 def test_no_minute_holds_more_than_its_limits(
-    taken: list[tuple[int, int, int, int, bool]],
+    beds: Beds, taken: list[tuple[int, int, int, int, bool]]
 ) -> None:
     """Against a list of everything that happened: refused exactly when it would not fit."""
-    clock = Clock()
-    limiter = Limiter(clock)
+    limiter = beds(0)
+    clock = limiter.clock
     client = Limits(6, 15, 150)
     keys = [principal("a", key=Limits(4, 10, 100), client=client)]
     keys.append(principal("b", key=Limits(5, 12, 120), client=client))
@@ -321,22 +290,7 @@ def test_no_minute_holds_more_than_its_limits(
             continue
         spend(limiter, account, logs, size)
         if is_refunded:
-            limiter.refund(account, requests=1, logs=logs, body_bytes=size)
+            account.refund(requests=1, logs=logs, body_bytes=size)
         else:
             history.append((clock.now_s, which, (1, logs, size)))
-        assert used(account)["logs"] == [held(1, which), held(1, None)]
-
-
-@given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), min_size=1, max_size=30))
-def test_a_window_is_a_minute(added: list[tuple[int, int]]) -> None:
-    """A window's count is that of the last sixty seconds, and its reset comes when it shrinks."""
-    second = 0
-    window = Window(0)
-    history = []
-    for passed, amount in added:
-        second += passed
-        window.advance(second)
-        window.add(amount)
-        history.append((second, amount))
-        assert window.used == sum(one for when, one in history if when > second - 60)
-        assert 1 <= window.reset_s() <= 60
+        assert limiter.used(account)["logs"] == [held(1, which), held(1, None)]

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from app.activity.access import AccessQuery, read_accesses
 from app.activity.database import open_activity
 from app.activity.uses import read_sources
 from app.edge.problem import Headers
@@ -155,6 +157,22 @@ def sources_of(service: Service, prompt: PromptIngest, key: str) -> dict[tuple[s
     return {(source.source_ip, source.user_agent): source.requests for source in sources}
 
 
+def accesses_of(
+    service: Service, prompt: PromptIngest, key: str
+) -> dict[tuple[str, str, str, str], int]:
+    """Read how often a key did what from where."""
+    service.run(prompt.intake.accesses.flush())
+    activity = open_activity(service.engine)
+    try:
+        rows = read_accesses(activity, AccessQuery(key_ids=[key_id_of(key)]))
+    finally:
+        activity.dispose()
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for row in rows:
+        counts[row.source_ip, row.user_agent, row.dataset, row.outcome] += row.requests
+    return counts
+
+
 def test_a_log_that_is_taken_is_seen(
     service: Service, prompt: PromptIngest, client_id: str
 ) -> None:
@@ -163,6 +181,8 @@ def test_a_log_that_is_taken_is_seen(
     exchanges = [FakeExchange(key, BODY, (b"user-agent", b"n8n/1.0")) for _ in range(3)]
     assert take(service, prompt, *exchanges) == [True] * 3
     assert sources_of(service, prompt, key)["192.0.2.7", "n8n/1.0"] == 3
+    place = ("192.0.2.7", "n8n/1.0", "default", "201")
+    eventually(lambda: accesses_of(service, prompt, key)[place], lambda count: count == 3)
 
 
 def test_a_log_that_is_given_back_is_not_seen(

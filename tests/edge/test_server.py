@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -354,3 +354,58 @@ def test_nothing_logged_holds_a_key(site: Site) -> None:
     tail = site.server.log_tail(1000)
     assert site.key not in tail
     assert "Traceback" not in tail
+
+
+@pytest.mark.parametrize("field", [b"x-long: ", b"x: y\r\n"], ids=["one", "many"])
+def test_a_head_without_end_is_refused(site: Site, field: bytes) -> None:
+    """However its fields are cut, a head is read up to 64 KiB, answered 431, and no further."""
+    with site.wire() as wire:
+        wire.send(b"POST /api/v1/logs HTTP/1.1\r\nhost: logger\r\n" + field)
+        sent = 0
+        with suppress(OSError):
+            while sent < 4 * 1024**2:
+                wire.send(field * 4096)
+                sent += len(field) * 4096
+        assert sent < 4 * 1024**2
+    with site.wire() as wire:
+        wire.send(b"POST /api/v1/logs HTTP/1.1\r\nhost: logger\r\n")
+        wire.send((field * 70_000)[: 64 * 1024])
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (431, "close")
+        assert answer.json()["detail"] == "The head of the request is larger than 65536 bytes"
+        assert wire.is_closed()
+
+
+def test_a_large_head_is_read(site: Site) -> None:
+    """A head just below the limit is one like any other, and so is the next."""
+    with site.wire() as wire:
+        for _ in range(2):
+            wire.send(site.head(b"content-length: %d" % len(BODY), b"x-long: " + b"a" * 60_000))
+            wire.send(BODY)
+            assert wire.answer().status == 201
+
+
+def test_a_trailer_is_no_head(site: Site) -> None:
+    """A credential behind the body is none, and one before it is not touched by what follows."""
+    chunked = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+    head = b"POST /api/v1/logs HTTP/1.1\r\nhost: logger\r\ntransfer-encoding: chunked\r\n"
+    key = b"x-api-key: " + site.key.encode() + b"\r\n"
+    with site.wire() as wire:
+        wire.send(head + b"\r\n" + chunked + key + b"\r\n")
+        assert wire.answer().status == 401
+    with site.wire() as wire:
+        wire.send(head + key + b"\r\n" + chunked + b"x-api-key: another\r\n\r\n")
+        assert wire.answer().status == 201
+
+
+def test_a_trailer_without_end_is_cut_off(site: Site) -> None:
+    """What follows the last part of a body is bounded as a head is."""
+    with site.wire() as wire:
+        wire.send(site.head(b"transfer-encoding: chunked"))
+        wire.send(b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY))
+        sent = 0
+        with suppress(OSError):
+            while sent < 4 * 1024**2:
+                wire.send(b"x: y\r\n" * 4096)
+                sent += 6 * 4096
+        assert sent < 4 * 1024**2

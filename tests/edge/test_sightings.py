@@ -16,9 +16,9 @@ from sqlalchemy import Engine
 from app.activity.database import open_activity
 from app.activity.uses import Sighting, read_sources, read_uses
 from app.columns import utc_now
+from app.edge.background import LAST_FLUSH_S_MAX
 from app.edge.sightings import (
     KEYS_PER_WRITE,
-    LAST_FLUSH_S_MAX,
     SOURCES_MAX,
     SOURCES_OF_KEY_MAX,
     Sightings,

@@ -1,6 +1,7 @@
 """A key can never give what it does not have."""
 
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,24 @@ from app.keys.authority import check_change, check_reach, check_within, narrow, 
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Limits, Principal
 from app.keys.records import Candidate, ClientRecord, KeyRecord
+from app.keys.restrictions import compiled, parse_hours
 from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DATASETS = st.none() | st.sets(st.sampled_from("abc"), min_size=1)
 ENDS = st.none() | st.integers(1, 5).map(lambda days: NOW + timedelta(days=days))
 LIMIT = st.integers(0, 3)
+# Addresses that tell these networks apart, and countries that tell one allowed from none.
+NETWORKS = ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24")
+ADDRESSES = ("10.0.0.1", "10.1.0.1", "192.0.2.1", "8.8.8.8")
+HOURS = (parse_hours("mon 09:00-17:00"), parse_hours("mon-fri 09:00-17:00"))
+RESTRICTED = {
+    "allowed_cidrs": st.none() | st.lists(st.sampled_from(NETWORKS), min_size=1, unique=True),
+    "allowed_countries": st.none()
+    | st.lists(st.sampled_from(["DE", "FR"]), min_size=1, unique=True),
+    "allowed_hours": st.none() | st.sampled_from(HOURS),
+    "restrictions_mode": st.sampled_from(["enforce", "report"]),
+}
 
 askers = st.builds(
     Principal,
@@ -32,6 +45,7 @@ askers = st.builds(
     expires_at_s=ENDS.map(lambda end: None if end is None else end.timestamp()),
     name=st.just(""),
     own_limits=st.tuples(*[st.none() | LIMIT] * 3),
+    restrictions=st.builds(compiled, *RESTRICTED.values()),
 )
 keys = st.builds(
     ApiKey,
@@ -43,13 +57,36 @@ keys = st.builds(
     scopes=st.none() | st.lists(st.sampled_from(sorted(SCOPES)), unique=True),
     allowed_datasets=DATASETS.map(lambda names: None if names is None else sorted(names)),
     expires_at=ENDS,
+    **RESTRICTED,
     **{name: st.none() | LIMIT for name in LIMIT_NAMES},
 )
 
 
+def less_restricted(key: ApiKey, asker: Principal) -> bool:
+    """Say whether there is a place, a time or a mode that is the key's and not the asker's."""
+    own = asker.restrictions
+    if own is None:
+        return False
+    networks = [ip_network(one) for one in key.allowed_cidrs or ["0.0.0.0/0"]]
+    for address in ADDRESSES if own.addresses else ():
+        within = any(ip_address(address) in network for network in networks)
+        if own.addresses and within and not own.addresses.include(address):
+            return True
+    if own.countries and set(key.allowed_countries or ["DE", "FR", "US"]) - own.countries:
+        return True
+    if own.hours and key.allowed_hours != own.hours.column():
+        return True
+    return key.restrictions_mode == "report" and not own.is_report and is_restricted(key)
+
+
+def is_restricted(key: ApiKey) -> bool:
+    """Say whether there is anything that a mode is of."""
+    return any((key.allowed_cidrs, key.allowed_countries, key.allowed_hours))
+
+
 def exceeds(key: ApiKey, asker: Principal) -> bool:
     """Say by brute force whether there is something that the key may do and the asker may not."""
-    if effective_scopes(key.role, key.scopes) - asker.scopes:
+    if effective_scopes(key.role, key.scopes) - asker.scopes or less_restricted(key, asker):
         return True
     if ROLES[key.role] - ROLES[asker.role] - asker.scopes:
         return True
@@ -91,9 +128,11 @@ def test_what_is_left_open_is_narrowed(asker: Principal, key: ApiKey) -> None:
         if value is not None:
             assert getattr(key, name) == value
     key.scopes, key.role = [], asker.role
-    for name in ("allowed_datasets", "expires_at", *LIMIT_NAMES):
+    restricted = ("allowed_cidrs", "allowed_countries", "allowed_hours")
+    for name in ("allowed_datasets", "expires_at", *restricted, *LIMIT_NAMES):
         if asked[name] is not None:
             setattr(key, name, None)
+    key.restrictions_mode = "enforce"
     narrow(asker, key)
     check_within(asker, key)
 
@@ -169,6 +208,21 @@ def test_a_limit_that_the_client_undercuts_stays_a_limit() -> None:
             check_within(holder, key)
     key.requests_per_minute = 100
     check_within(holder, key)
+
+
+@given(askers)
+def test_a_dry_run_makes_dry_runs(asker: Principal) -> None:
+    """What is left open has the asker's restrictions, and its mode unless one is asked for."""
+    own = asker.restrictions
+    for is_mode_asked in (True, False):
+        key = ApiKey(key_id="", key_prefix="", client_id="acme", name="", role="client")
+        narrow(asker, key, is_mode_asked=is_mode_asked)
+        narrowed = as_asker(key).restrictions
+        if own is None or narrowed is None:
+            assert own is narrowed is None
+        else:
+            assert own.wider(narrowed) is None
+            assert narrowed.is_report is (own.is_report and not is_mode_asked)
 
 
 def test_the_operator_may_all() -> None:

@@ -11,14 +11,70 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from app.keys.bootstrap import FirstKeys, first_start, open_secrets
+from app.keys.bootstrap import FirstKeys, check_secrets, first_start, open_secrets
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import StartRefused, embedded_url, open_engine, reading
+from app.keys.database import StartRefused, embedded_url, open_current, open_engine, reading
+from app.keys.imports import import_key
 from app.keys.lifecycle import deactivate_key
 from app.keys.models import Client
 from app.keys.registry import KeyFilter, list_keys
 from app.keys.verifier import Peppers
 from tests.keys.conftest import SECRET, KeyringFactory
+from tests.support import BY
+
+
+def _other_first(directory: Path) -> None:
+    """Have a server start for the first time, under a secret of its own."""
+    engine = open_current("", directory)
+    peppers = Peppers(open_secrets(directory, ()))
+    first_start(engine, peppers, ConfiguredKeys(peppers, {}), seals=BY.seals, embedded=True)
+    engine.dispose()
+
+
+def test_a_lost_secret_is_not_replaced(tmp_path: Path) -> None:
+    """Where there are keys, no secret is made in place of the one that they were made under."""
+    _other_first(tmp_path)
+    (tmp_path / "secret.key").rename(tmp_path / "kept")
+    with pytest.raises(StartRefused, match=r"secret\.key is not there"):
+        open_secrets(tmp_path, ())
+    assert not (tmp_path / "secret.key").exists()
+    (tmp_path / "kept").rename(tmp_path / "secret.key")
+    assert open_secrets(tmp_path, ())
+
+
+def test_secrets_of_another_server_are_refused(tmp_path: Path) -> None:
+    """Secrets under which no key was made are not the right ones; one that is will do."""
+    own = open_secrets(tmp_path, ())
+    _other_first(tmp_path)
+    engine = open_current("", tmp_path)
+    with pytest.raises(StartRefused, match="no stored key was made under"):
+        check_secrets(engine, Peppers([SECRET]))
+    check_secrets(engine, Peppers([SECRET, *own]))
+    engine.dispose()
+
+
+def test_secrets_are_known_by_weak_keys_too(engine: Engine, peppers: Peppers) -> None:
+    """A verifier of argon2 carries no pepper; its lookup tag does."""
+    check_secrets(engine, Peppers(["another secret of a server"]))
+    import_key(engine, peppers, token="weak", client_id="acme", name="w", by=BY, create_client=True)
+    check_secrets(engine, peppers)
+    with pytest.raises(StartRefused):
+        check_secrets(engine, Peppers(["another secret of a server"]))
+
+
+def test_first_keys_that_nobody_saw_are_not_stored(engine: Engine, peppers: Peppers) -> None:
+    """If they can't be shown there are none, and the next start has others to show."""
+
+    def fail(_: FirstKeys) -> None:
+        raise StartRefused("full")
+
+    seen: list[FirstKeys] = []
+    nothing = ConfiguredKeys(peppers, {})
+    with pytest.raises(StartRefused, match="full"):
+        first_start(engine, peppers, nothing, seals=BY.seals, embedded=True, show=fail)
+    assert list_keys(engine, KeyFilter(include_inactive=True)) == []
+    first_start(engine, peppers, nothing, seals=BY.seals, embedded=True, show=seen.append)
+    assert len(seen) == 1
 
 
 def _race_for_secrets(directory: str) -> tuple[str, ...]:
@@ -43,6 +99,7 @@ def _race_for_keys(directory: Path, initial_admin_key: str) -> list[FirstKeys | 
                 engine,
                 peppers,
                 ConfiguredKeys(peppers, {}),
+                seals=BY.seals,
                 embedded=True,
                 initial_admin_key=initial_admin_key,
             )
@@ -58,12 +115,12 @@ def test_a_fresh_installation_gets_two_keys(
 ) -> None:
     """The first start makes client demo with a key, and an admin key; both work, once shown."""
     nothing = ConfiguredKeys(peppers, {})
-    first = first_start(engine, peppers, nothing, embedded=True)
+    first = first_start(engine, peppers, nothing, seals=BY.seals, embedded=True)
     assert first is not None
     keyring = make_keyring()
     assert asyncio.run(keyring.resolve(first.admin_key)).is_admin
     assert asyncio.run(keyring.resolve(first.client_key)).client_id == first.client_id == "demo"
-    assert first_start(engine, peppers, nothing, embedded=True) is None
+    assert first_start(engine, peppers, nothing, seals=BY.seals, embedded=True) is None
 
 
 @pytest.mark.parametrize("reason", ["configured", "initial", "not embedded", "revoked"])
@@ -71,13 +128,14 @@ def test_no_first_keys_where_others_exist(engine: Engine, peppers: Peppers, reas
     """Keys of the settings, an external database, or keys once made, prevent the demo keys."""
     configured = ConfiguredKeys(peppers, {"weak": "acme"} if reason == "configured" else {})
     if reason == "revoked":
-        first_start(engine, peppers, configured, embedded=True)
+        first_start(engine, peppers, configured, seals=BY.seals, embedded=True)
         for key in list_keys(engine):
-            deactivate_key(engine, key.key_id)
+            deactivate_key(engine, key.key_id, by=BY)
     made = first_start(
         engine,
         peppers,
         configured,
+        seals=BY.seals,
         embedded=reason != "not embedded",
         initial_admin_key="boss" if reason == "initial" else "",
     )
@@ -92,11 +150,13 @@ def test_the_initial_admin_key_is_imported_once(
     """INITIAL_ADMIN_KEY works from the first start on, and a restart does not undo its end."""
     nothing = ConfiguredKeys(peppers, {})
     for _ in range(2):
-        first_start(engine, peppers, nothing, embedded=True, initial_admin_key="boss")
+        first_start(
+            engine, peppers, nothing, seals=BY.seals, embedded=True, initial_admin_key="boss"
+        )
     (key,) = list_keys(engine)
     assert asyncio.run(make_keyring().resolve("boss")).is_admin
-    deactivate_key(engine, key.key_id)
-    first_start(engine, peppers, nothing, embedded=True, initial_admin_key="boss")
+    deactivate_key(engine, key.key_id, by=BY)
+    first_start(engine, peppers, nothing, seals=BY.seals, embedded=True, initial_admin_key="boss")
     assert list_keys(engine) == []
     (ended,) = list_keys(engine, KeyFilter(include_inactive=True))
     assert ended.id == key.id
@@ -109,6 +169,7 @@ def test_a_bad_initial_admin_key_is_refused(engine: Engine, peppers: Peppers) ->
             engine,
             peppers,
             ConfiguredKeys(peppers, {}),
+            seals=BY.seals,
             embedded=True,
             initial_admin_key="cl_admin_" + "a" * 61,
         )
@@ -117,7 +178,7 @@ def test_a_bad_initial_admin_key_is_refused(engine: Engine, peppers: Peppers) ->
 def test_clients_of_the_settings_exist_afterwards(engine: Engine, peppers: Peppers) -> None:
     """Configured keys, and a service open to all, find their clients made."""
     configured = ConfiguredKeys(peppers, {"weak": "acme"})
-    first_start(engine, peppers, configured, embedded=True, require_api_key=False)
+    first_start(engine, peppers, configured, seals=BY.seals, embedded=True, require_api_key=False)
     with reading(engine) as session:
         assert session.get(Client, "acme")
         assert session.get(Client, "default")

@@ -24,6 +24,7 @@ from app.keys.registry import KeyFilter, create_key, list_keys
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
 from tests.keys.conftest import KeyringFactory
+from tests.support import BY
 
 SOON = datetime.now(UTC) + timedelta(days=10)
 FILE_KEY = "a-key-of-the-file-of-some-length"
@@ -39,12 +40,18 @@ class Plane:
         self.owner, text = self.make(role="owner", name="owner")
         self.on, _ = self.make()
         self.off, _ = self.make()
-        deactivate_key(engine, self.off.key_id)
-        self.asker = self.asked_by(text)
+        deactivate_key(engine, self.off.key_id, by=BY)
+        self.by = replace(BY, asker=self.asked_by(text))
 
     def make(self, **properties: Any) -> tuple[ApiKey, str]:
         """Make a key as the operator."""
-        wanted = {"client_id": "acme", "name": "test", "create_client": True, **properties}
+        wanted = {
+            "client_id": "acme",
+            "name": "test",
+            "create_client": True,
+            "by": BY,
+            **properties,
+        }
         return create_key(self.engine, self.peppers, **wanted)
 
     def asked_by(self, text: str) -> Asker:
@@ -77,7 +84,7 @@ GIFTS: dict[str, Callable[[Plane], object]] = {
     "create": lambda plane: create_key(
         plane.engine,
         plane.peppers,
-        asker=plane.asker,
+        by=plane.by,
         client_id="acme",
         name="gift",
         role="client",
@@ -86,14 +93,12 @@ GIFTS: dict[str, Callable[[Plane], object]] = {
         expires_at=SOON,
     ),
     "widen": lambda plane: update_key(
-        plane.engine, plane.on.key_id, {"scopes": ["logs:query", "logs:read"]}, asker=plane.asker
+        plane.engine, plane.on.key_id, {"scopes": ["logs:query", "logs:read"]}, by=plane.by
     ),
     "activate": lambda plane: update_key(
-        plane.engine, plane.off.key_id, {"is_active": True}, asker=plane.asker
+        plane.engine, plane.off.key_id, {"is_active": True}, by=plane.by
     ),
-    "rotate": lambda plane: rotate_key(
-        plane.engine, plane.peppers, plane.on.key_id, asker=plane.asker
-    ),
+    "rotate": lambda plane: rotate_key(plane.engine, plane.peppers, plane.on.key_id, by=plane.by),
 }
 LOSSES: dict[str, tuple[str, type[LoggerError]]] = {
     "a role": ("UPDATE api_keys SET role = 'viewer' WHERE id = :id", Forbidden),
@@ -137,19 +142,19 @@ def test_what_was_not_lost_is_given(plane: Plane, gift: str) -> None:
 
 def test_a_key_that_lost_the_scope_takes_nothing_away(plane: Plane) -> None:
     """Who no longer manages keys neither ends nor renames any."""
-    update_key(plane.engine, plane.owner.key_id, {"role": "client"})
+    update_key(plane.engine, plane.owner.key_id, {"role": "client"}, by=BY)
     for take in (deactivate_key, delete_key):
         with pytest.raises(Forbidden, match="Requires scope 'keys:manage'"):
-            take(plane.engine, plane.on.key_id, asker=plane.asker)
+            take(plane.engine, plane.on.key_id, by=plane.by)
     with pytest.raises(Forbidden):
-        update_client(plane.engine, "acme", {"name": "mine"}, asker=plane.asker)
+        update_client(plane.engine, "acme", {"name": "mine"}, by=plane.by)
 
 
 def test_a_key_may_take_from_itself(plane: Plane) -> None:
     """A change of the asker by itself is judged by what it was before it."""
-    update_key(plane.engine, plane.owner.key_id, {"role": "viewer"}, asker=plane.asker)
+    update_key(plane.engine, plane.owner.key_id, {"role": "viewer"}, by=plane.by)
     with pytest.raises(Forbidden):
-        deactivate_key(plane.engine, plane.on.key_id, asker=plane.asker)
+        deactivate_key(plane.engine, plane.on.key_id, by=plane.by)
 
 
 # Keys of the settings, which have no row.
@@ -163,7 +168,8 @@ class File:
     def __init__(self, peppers: Peppers, make_keyring: KeyringFactory) -> None:
         self.configured = ConfiguredKeys(peppers, {}, file=[self.ENTRY])
         self.keyring = make_keyring(configured=self.configured)
-        self.asker = self.keyring.asker(asyncio.run(self.keyring.resolve(FILE_KEY)))
+        asker = self.keyring.asker(asyncio.run(self.keyring.resolve(FILE_KEY)))
+        self.by = replace(BY, asker=asker)
 
     def becomes(self, *entries: Entry) -> None:
         """Have the file say something else."""
@@ -181,9 +187,9 @@ def file(peppers: Peppers, make_keyring: KeyringFactory) -> File:
 
 def test_a_key_of_the_settings_gives(engine: Engine, file: File) -> None:
     """What stands in the settings as it did may do what it may, after another reading too."""
-    create_client(engine, "one", {}, asker=file.asker)
+    create_client(engine, "one", {}, by=file.by)
     file.becomes(file.ENTRY, Entry(number=2, token="another", client_id="acme", role="client"))
-    create_client(engine, "two", {}, asker=file.asker)
+    create_client(engine, "two", {}, by=file.by)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +207,14 @@ def test_a_key_of_the_settings_that_changed_does_not(
     """What is gone from the settings, or is another key, gives nothing."""
     file.becomes(*entries)
     with pytest.raises(error):
-        create_client(engine, "acme", {}, asker=file.asker)
+        create_client(engine, "acme", {}, by=file.by)
 
 
 def test_a_key_of_the_settings_is_looked_at_up_to_the_commit(engine: Engine, file: File) -> None:
     """What goes from the settings in the midst of its write has written nothing."""
 
     def write() -> None:
-        with writing_for(engine, file.asker) as (session, _):
+        with writing_for(engine, file.by) as (session, _):
             session.connection().exec_driver_sql("UPDATE generation SET value = value + 1")
             file.becomes()
 

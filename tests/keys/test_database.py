@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.errors import StorageUnavailable
 from app.keys import database
+from app.keys.bootstrap import see_clients
 from app.keys.database import (
     HEAD_REVISION,
     StartRefused,
@@ -33,6 +34,8 @@ from app.keys.database import (
 )
 from app.keys.models import ApiKey, Client
 from app.sqlite import SQLITE_SAFE_WAL, sqlite3
+from tests.keys.conftest import copy_database
+from tests.support import BY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -297,3 +300,25 @@ def test_a_new_migration_is_drafted_from_the_models(tmp_path: Path) -> None:
     written = draft.read_text()
     assert "down_revision: str | None = '0003'" in written
     assert written.count("    pass\n") == 2
+
+
+@pytest.mark.skipif(not SQLITE_SAFE_WAL, reason="without a WAL there is nothing to leave behind")
+def test_a_new_file_is_not_spoilt_by_the_old_journal(engine: Engine, tmp_path: Path) -> None:
+    """While the former file's journal is beside it, a restored one is neither read nor written."""
+    path = tmp_path / "control.db"
+    see_clients(engine, ["kept"], by=BY)
+    copy_database(path, tmp_path / "backup.db")
+    see_clients(engine, ["later"], by=BY)
+    restored = (tmp_path / "backup.db").read_bytes()
+    (tmp_path / "backup.db").replace(path)
+    for end in ("-wal", "-shm"):
+        with pytest.raises(StorageUnavailable) as refused, reading(engine) as session:
+            session.get(Client, "later")
+        assert "was replaced" in refused.value.reason
+        with pytest.raises(StorageUnavailable):
+            see_clients(engine, ["lost"], by=BY)
+        assert path.read_bytes() == restored
+        (tmp_path / f"control.db{end}").unlink()
+    with reading(engine) as session:
+        assert session.get(Client, "kept") is not None
+        assert session.get(Client, "later") is None

@@ -20,14 +20,15 @@ from app.keys.models import Client
 from app.keys.registry import list_keys
 from app.keys.token import mint
 from app.keys.verifier import Peppers, is_argon2
+from tests.support import BY
 
 
 def test_an_imported_key_is_classed_by_its_form(engine: Engine, peppers: Peppers) -> None:
     """A key of our form keeps its id and gets the keyed hash, any other argon2id and an id."""
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     token = mint("cl_live", "acme")
-    ours = import_key(engine, peppers, token=token.text, client_id="acme", name="ours")
-    theirs = import_key(engine, peppers, token="hunter2", client_id="acme", name="theirs")
+    ours = import_key(engine, peppers, by=BY, token=token.text, client_id="acme", name="ours")
+    theirs = import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="theirs")
     assert (ours.key_id, ours.key_prefix) == (token.key_id, token.display)
     assert not is_argon2(ours.verifier or "")
     assert is_argon2(theirs.verifier or "")
@@ -39,20 +40,20 @@ def test_what_could_never_be_sent_is_not_imported(
     engine: Engine, peppers: Peppers, token: str
 ) -> None:
     """A key that no request could carry, or that is mistyped, is refused."""
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     with pytest.raises(Invalid) as raised:
-        import_key(engine, peppers, token=token, client_id="acme", name="n")
+        import_key(engine, peppers, by=BY, token=token, client_id="acme", name="n")
     assert raised.value.members["errors"][0]["field"] == "key"
 
 
 @pytest.mark.parametrize("token", ["hunter2", mint("cl_live", "acme").text], ids=["weak", "ours"])
 def test_a_key_is_imported_once(engine: Engine, peppers: Peppers, token: str) -> None:
     """The same key for a second client would be an accident, and is a conflict."""
-    see_clients(engine, ["acme"])
-    see_clients(engine, ["evil"])
-    import_key(engine, peppers, token=token, client_id="acme", name="n")
+    see_clients(engine, ["acme"], by=BY)
+    see_clients(engine, ["evil"], by=BY)
+    import_key(engine, peppers, by=BY, token=token, client_id="acme", name="n")
     with pytest.raises(StoredAlready):
-        import_key(engine, peppers, token=token, client_id="evil", name="n")
+        import_key(engine, peppers, by=BY, token=token, client_id="evil", name="n")
 
 
 def test_an_imported_key_brings_its_properties(engine: Engine, peppers: Peppers) -> None:
@@ -74,6 +75,7 @@ def test_an_imported_key_brings_its_properties(engine: Engine, peppers: Peppers)
         engine,
         peppers,
         token=entry.token,
+        by=BY,
         client_id="acme",
         name=entry.name_or("none"),
         create_client=True,
@@ -102,6 +104,7 @@ def test_a_bad_property_is_not_imported(
             engine,
             peppers,
             token="hunter2",
+            by=BY,
             client_id="acme",
             name="n",
             create_client=True,
@@ -109,16 +112,18 @@ def test_a_bad_property_is_not_imported(
         )
     assert [fault["field"] for fault in raised.value.members["errors"]] == [field]
     with pytest.raises(NotFound):
-        import_key(engine, peppers, token="hunter2", client_id="acme", name="n")
+        import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="n")
 
 
 def test_a_deleted_key_does_not_come_back(engine: Engine, peppers: Peppers) -> None:
     """A key of our form that was deleted here is met as it is."""
     token = mint("cl_live", "acme").text
-    key = import_key(engine, peppers, token=token, client_id="acme", name="n", create_client=True)
-    delete_key(engine, key.key_id)
+    key = import_key(
+        engine, peppers, by=BY, token=token, client_id="acme", name="n", create_client=True
+    )
+    delete_key(engine, key.key_id, by=BY)
     with pytest.raises(StoredAlready) as raised:
-        import_key(engine, peppers, token=token, client_id="acme", name="n")
+        import_key(engine, peppers, by=BY, token=token, client_id="acme", name="n")
     assert raised.value.key.deleted_at is not None
 
 
@@ -142,6 +147,7 @@ def test_of_many_that_import_a_key_one_does(engine: Engine, token: str) -> None:
                 engine,
                 Together(["the first secret of this test suite"]),
                 token=token,
+                by=BY,
                 client_id=f"client{number}",
                 name="n",
                 create_client=True,
@@ -174,7 +180,9 @@ def test_keys_that_share_a_tag_are_imported_at_once(engine: Engine) -> None:
 
     def store(token: str) -> None:
         peppers = OneTag(["the first secret of this test suite"])
-        import_key(engine, peppers, token=token, client_id="acme", name=token, create_client=True)
+        import_key(
+            engine, peppers, by=BY, token=token, client_id="acme", name=token, create_client=True
+        )
 
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(store, ["one", "two", "six"]))

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.keys import key_list
 from app.keys.entry import FIELDS, Entry
 from app.keys.key_list import FORMATS, KEY_LIST_BYTES_MAX, BadKeyList, KeyList, read_key_list
 
@@ -170,6 +171,16 @@ def test_a_value_that_is_none_is_a_fault_of_its_entry(row: str, field: str) -> N
     found = read_key_list(text.encode(), "yaml")
     assert [entry.number for entry in found.entries] == [1]
     assert [(fault.number, fault.field) for fault in found.faults] == [(2, field)]
+
+
+def test_without_libyaml_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyYAML was built without it, files mean the same, and aliases are refused as well."""
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    monkeypatch.setattr(key_list, "_YamlLoader", key_list.quickest_loader())
+    assert key_list.quickest_loader() is key_list.PythonLoader
+    test_yaml_and_csv_say_the_same()
+    for text in ("api_keys: [&a {key: k, tenant: acme}, *a]", "api_keys: [}", "[" * 10_000):
+        test_what_is_no_list_of_keys_is_refused("yaml", text)
 
 
 def test_a_list_may_be_empty() -> None:

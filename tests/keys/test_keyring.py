@@ -32,6 +32,7 @@ from app.keys.models import ApiKey, Client
 from app.keys.principal import Limits
 from app.keys.records import LIVE_STEP_ROWS
 from app.keys.registry import create_key, new_key
+from app.keys.restrictions import parse_hours
 from app.keys.token import base62, mint
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
@@ -44,6 +45,7 @@ from tests.keys.conftest import (
     copy_database,
     replace_database,
 )
+from tests.support import BY
 
 
 class CountingPeppers(Peppers):
@@ -63,7 +65,7 @@ class CountingPeppers(Peppers):
 
 
 def _make(engine: Engine, peppers: Peppers, **properties: Any) -> tuple[ApiKey, str]:
-    wanted = {"client_id": "acme", "name": "test", "create_client": True, **properties}
+    wanted = {"client_id": "acme", "name": "test", "create_client": True, "by": BY, **properties}
     return create_key(engine, peppers, **wanted)
 
 
@@ -273,7 +275,7 @@ def test_a_rollback_journal_shows_changes_too(
     keyring = Keyring(engine, peppers, DEFAULTS, ConfiguredKeys(peppers, {}))
     assert asyncio.run(_resolve(keyring, token))
     assert keyring.cached(token)
-    deactivate_key(engine, key.key_id)
+    deactivate_key(engine, key.key_id, by=BY)
     assert keyring.cached(token) is None
     _refusal(keyring, token)
     keyring.close()
@@ -321,7 +323,7 @@ def test_a_lost_watch_means_reading_each_key(
         assert asyncio.run(_resolve(keyring, token))
     assert len(reads) == 3
     # The change falls into the gap, and the watch will not tell of it.
-    deactivate_key(engine, key.key_id)
+    deactivate_key(engine, key.key_id, by=BY)
     watch.lost = False
     assert keyring.cached(token) is None
     _refusal(keyring, token)
@@ -399,7 +401,7 @@ def test_a_missing_database_is_an_outage(
         with pytest.raises(StorageUnavailable):
             keyring.anonymous()
         with pytest.raises(StorageUnavailable):
-            see_clients(engine, ["other"])
+            see_clients(engine, ["other"], by=BY)
     assert not path.exists()
     assert len([r for r in caplog.records if r.name.startswith("app.keys")]) == 1
     backup.rename(path)
@@ -496,6 +498,12 @@ def test_a_listed_key_is_the_one_that_is_read(
         {"scopes": ["logs:read"], "expires_at": soon, "key_hasher": "argon2id"},
         {"client_id": None},
         {"client_id": "other"},
+        {
+            "allowed_cidrs": ["10.0.0.0/8", "2001:db8::/32"],
+            "allowed_countries": ["DE", "FR"],
+            "allowed_hours": parse_hours("mon-fri 22:00-06:00 Europe/Berlin"),
+        },
+        {"allowed_cidrs": ["192.0.2.7"], "restrictions_mode": "report"},
     ]
     made = [_make(engine, peppers, **one) for one in properties]
     _alter(engine, made[1][0], name='a\nb "ß\u2028')
@@ -508,6 +516,9 @@ def test_a_listed_key_is_the_one_that_is_read(
         await _listed(listed)
         reads = _count_reads(engine)
         found = [await listed.resolve(token) for _, token in made]
+        restricted = [one.restrictions for one in found]
+        assert restricted[:5] == [None] * 5
+        assert all(restricted[5:])
         # An argon2 key is read again after its check, in any case.
         assert len(reads) == (1 if live_rows_max else len(made) + 1)
         assert found == [await read.resolve(token) for _, token in made]
@@ -570,7 +581,7 @@ def test_many_keys_that_are_new_soon_cost_no_reads(
         new_key(peppers, "auto", client_id="acme", name=str(number))
         for number in range(2 * LIVE_STEP_ROWS + 1)
     ]
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     with writing(engine) as session:
         session.add_all([key for key, _ in made])
     keyring = make_keyring()
@@ -643,8 +654,8 @@ def test_the_cache_is_bounded(
 def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
     """A key of a foreign form is accepted, costs argon2 once, and can be revoked."""
     peppers = CountingPeppers()
-    see_clients(engine, ["acme"])
-    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    see_clients(engine, ["acme"], by=BY)
+    key = import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
 
     async def main() -> None:
@@ -652,7 +663,7 @@ def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: Keyrin
             principal = await _resolve(keyring, "hunter2")
             assert principal.key_id == key.key_id
         assert peppers.argon2_calls == 1
-        deactivate_key(engine, key.key_id)
+        deactivate_key(engine, key.key_id, by=BY)
         await asyncio.sleep(0)
         with pytest.raises(InvalidKey):
             await _resolve(keyring, "hunter2")
@@ -661,11 +672,60 @@ def test_an_imported_key_is_found_by_argon2(engine: Engine, make_keyring: Keyrin
     _run(main)
 
 
+def test_changes_of_others_cost_no_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
+    """What argon2 has proved of a key holds after any change, but for its own row's word."""
+    peppers = CountingPeppers()
+    see_clients(engine, ["acme"], by=BY)
+    key = import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="old")
+    keyring = make_keyring(peppers=peppers)
+
+    async def main() -> None:
+        for number in range(3):
+            assert (await _resolve(keyring, "hunter2")).key_id == key.key_id
+            see_clients(engine, [f"other-{number}"], by=BY)
+            await asyncio.sleep(0)
+        assert peppers.argon2_calls == 1
+        # Another verifier under the same tag is another key, though its text is the same.
+        _alter(engine, key, verifier=peppers.make_argon2id("hunter2"))
+        await asyncio.sleep(0)
+        assert (await _resolve(keyring, "hunter2")).key_id == key.key_id
+        assert peppers.argon2_calls == 2
+        for ended in ({"is_active": False}, {"is_active": True, "deleted_at": utc_now()}):
+            _alter(engine, key, **ended)
+            await asyncio.sleep(0)
+            with pytest.raises(InvalidKey):
+                await _resolve(keyring, "hunter2")
+        assert peppers.argon2_calls == 2
+
+    _run(main)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_key_marked_deleted_by_hand_is_refused(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, *, listed: bool
+) -> None:
+    """`deleted_at` alone ends a key, read by itself or from the list of live ones."""
+    key, token = _make(engine, peppers)
+    keyring = make_keyring()
+
+    async def main() -> None:
+        assert await _resolve(keyring, token)
+        _alter(engine, key, deleted_at=utc_now())
+        await asyncio.sleep(0)
+        if listed:
+            keyring.start()
+            await asyncio.sleep(0.2)
+        with pytest.raises(InvalidKey):
+            await _resolve(keyring, token)
+
+    _run(main)
+
+
 def test_garbage_costs_no_argon2(engine: Engine, make_keyring: KeyringFactory) -> None:
     """Keys of foreign forms that share no tag with a stored one never reach argon2."""
     peppers = CountingPeppers()
-    see_clients(engine, ["acme"])
-    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    see_clients(engine, ["acme"], by=BY)
+    key = import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
     garbage = [f"hunter-{n}" for n in range(500)]
     others = [g for g in garbage if peppers.lookup_tag(g) != key.lookup_tag]
@@ -692,8 +752,8 @@ def test_one_key_sent_many_times_is_one_argon2(
 ) -> None:
     """Calls with the same key share one run, also if the first caller hangs up."""
     peppers = CountingPeppers(delay_s=0.1)
-    see_clients(engine, ["acme"])
-    import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    see_clients(engine, ["acme"], by=BY)
+    import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="old")
     peppers.argon2_calls = 0
     keyring = make_keyring(peppers=peppers)
 
@@ -713,10 +773,10 @@ def test_too_many_waiting_for_argon2_is_overload(
 ) -> None:
     """Beyond threads and queue a call is refused at once, and those that wait are served."""
     peppers = CountingPeppers(delay_s=0.1)
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     tokens = [f"static-{n}" for n in range(6)]
     for token in tokens:
-        import_key(engine, peppers, token=token, client_id="acme", name=token)
+        import_key(engine, peppers, by=BY, token=token, client_id="acme", name=token)
     keyring = make_keyring(peppers=peppers, argon2_threads=1, argon2_queue=2)
 
     async def main() -> None:
@@ -737,14 +797,14 @@ def test_a_key_revoked_while_argon2_runs_is_refused(
 ) -> None:
     """What argon2 found is read again, so that a revocation meanwhile holds and stays."""
     peppers = CountingPeppers(delay_s=0.1)
-    see_clients(engine, ["acme"])
-    key = import_key(engine, peppers, token="hunter2", client_id="acme", name="old")
+    see_clients(engine, ["acme"], by=BY)
+    key = import_key(engine, peppers, by=BY, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=peppers)
 
     async def main() -> None:
         call = asyncio.create_task(keyring.resolve("hunter2"))
         await asyncio.sleep(0.03)
-        deactivate_key(engine, key.key_id)
+        deactivate_key(engine, key.key_id, by=BY)
         with pytest.raises(InvalidKey):
             await call
         assert keyring.cached("hunter2") is None
@@ -756,9 +816,9 @@ def test_a_refusal_in_the_making_is_not_shared_across_a_change(
     engine: Engine, make_keyring: KeyringFactory
 ) -> None:
     """Who sends a key after it was stored does not get the answer of who sent it before."""
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     plain = Peppers([SECRET])
-    other = import_key(engine, plain, token="hunter2", client_id="acme", name="other")
+    other = import_key(engine, plain, by=BY, token="hunter2", client_id="acme", name="other")
     # As one key in 65,536 does, it shares its tag with another.
     _alter(engine, other, lookup_tag=plain.lookup_tag("late"))
     keyring = make_keyring(peppers=CountingPeppers(delay_s=0.3))
@@ -766,7 +826,7 @@ def test_a_refusal_in_the_making_is_not_shared_across_a_change(
     async def main() -> None:
         early = asyncio.create_task(keyring.resolve("late"))
         await asyncio.sleep(0.01)
-        import_key(engine, plain, token="late", client_id="acme", name="late")
+        import_key(engine, plain, by=BY, token="late", client_id="acme", name="late")
         await asyncio.sleep(0)
         assert not early.done()
         assert (await keyring.resolve("late")).name == "late"
@@ -795,7 +855,7 @@ def test_a_list_of_live_keys_read_before_a_change_is_not_used(
             await keyring.resolve(mint("cl_live", "acme").text)
         await asyncio.to_thread(reading.wait, 5)
         _, token = _make(engine, peppers)
-        deactivate_key(engine, ended.key_id)
+        deactivate_key(engine, ended.key_id, by=BY)
         assert keyring.cached(token) is None
         await asyncio.sleep(0.3)
         assert await keyring.resolve(token)
@@ -812,8 +872,8 @@ def test_no_memory_for_argon2_is_overload(engine: Engine, make_keyring: KeyringF
         def verify(self, verifier: str, token: str) -> bool:
             raise MemoryError(verifier, token)
 
-    see_clients(engine, ["acme"])
-    import_key(engine, Peppers([SECRET]), token="hunter2", client_id="acme", name="old")
+    see_clients(engine, ["acme"], by=BY)
+    import_key(engine, Peppers([SECRET]), by=BY, token="hunter2", client_id="acme", name="old")
     keyring = make_keyring(peppers=NoMemory([SECRET]))
     with pytest.raises(Overloaded):
         asyncio.run(keyring.resolve("hunter2"))
@@ -826,7 +886,7 @@ def test_an_old_pepper_is_replaced_on_use(
     monkeypatch.setattr(keyring_module, "RETAG_DELAY_S", 0.05)
     old = Peppers([OLD_SECRET])
     key, token = _make(engine, old)
-    import_key(engine, old, token="hunter2", client_id="acme", name="old")
+    import_key(engine, old, by=BY, token="hunter2", client_id="acme", name="old")
     wiped, wiped_token = _make(engine, old)
     keyring = make_keyring(peppers=Peppers([SECRET, OLD_SECRET]))
 
@@ -853,7 +913,7 @@ def test_configured_keys_work_without_rows(
     """Keys of the settings are accepted, weak or not, while their client is there and active."""
     strong = mint("cl_live", "acme").text
     configured = ConfiguredKeys(peppers, {strong: "acme", "weak": "acme"}, "boss", "dev")
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     keyring = make_keyring(configured=configured)
     assert asyncio.run(_resolve(keyring, strong)).key_id == "static_acme_1"
     weak = asyncio.run(_resolve(keyring, "weak"))
@@ -861,7 +921,7 @@ def test_configured_keys_work_without_rows(
     assert UUID(weak.id)
     assert asyncio.run(_resolve(keyring, "boss")).is_admin
     _refusal(keyring, "dev")
-    see_clients(engine, ["default"])
+    see_clients(engine, ["default"], by=BY)
     assert asyncio.run(_resolve(keyring, "dev")).client_id == "default"
     with writing(engine) as session:
         client = session.get_one(Client, "acme")
@@ -887,7 +947,7 @@ def test_keys_of_the_file_are_what_it_says(engine: Engine, make_keyring: Keyring
         _file_entry("old", expires_at=utc_now() - timedelta(days=1)),
         _file_entry("boss", client_id=None, role="admin"),
     ]
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     keyring = make_keyring(configured=ConfiguredKeys(peppers, {}, file=entries))
     two = asyncio.run(_resolve(keyring, "two"))
     one = asyncio.run(_resolve(keyring, "one"))
@@ -907,7 +967,7 @@ def test_other_configured_keys_count_on_the_next_call(
 ) -> None:
     """A swap is a change of keys: cached ones that are gone fail, and `check` tells of it."""
     strong = mint("cl_live", "acme").text
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     configured = ConfiguredKeys(peppers, {"kept": "acme"}, file=[_file_entry("gone")])
     keyring = make_keyring(configured=configured)
 
@@ -939,7 +999,7 @@ def test_a_swap_while_argon2_runs_holds(
 ) -> None:
     """A key that was taken out, switched off or changed while it was checked is refused."""
     peppers = CountingPeppers(delay_s=0.1)
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     configured = ConfiguredKeys(peppers, {}, file=[_file_entry("hunter2")])
     changed = configured.with_file(entries)
     keyring = make_keyring(peppers=peppers, configured=configured)
@@ -959,7 +1019,7 @@ def test_garbage_costs_no_argon2_of_the_file(engine: Engine, make_keyring: Keyri
     """Malformed, unknown and foreign keys reach no argon2 but by a shared tag, after a swap too."""
     peppers = CountingPeppers()
     minted = mint("cl_live", "acme")
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     entries = [_file_entry(token) for token in ("hunter2", "hunter3", minted.text)]
     configured = ConfiguredKeys(peppers, {}, key_hasher="argon2id")
     keyring = make_keyring(peppers=peppers, configured=configured)
@@ -994,7 +1054,7 @@ def test_a_caller_without_key_is_the_default_client(
     keyring = make_keyring()
     with pytest.raises(InvalidKey):
         keyring.anonymous()
-    see_clients(engine, ["default"])
+    see_clients(engine, ["default"], by=BY)
     principal = keyring.anonymous()
     assert (principal.client_id, principal.role, principal.is_admin) == ("default", "client", False)
     assert "keys:manage" not in principal.scopes

@@ -13,7 +13,7 @@ import yaml
 from app.errors import StorageUnavailable
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import StartRefused
-from app.keys.keys_file import KeysFile
+from app.keys.keys_file import FILE_BYTES_MAX, KeysFile
 from app.keys.verifier import ARGON2ID, Peppers
 
 POLL_S = 0.02
@@ -84,6 +84,22 @@ def followed(tmp_path: Path, peppers: Peppers) -> Followed:
     """Give a file with one key."""
     _write(tmp_path / "keys.yaml", "a")
     return Followed(tmp_path / "keys.yaml", peppers)
+
+
+def test_a_file_of_too_many_keys_is_refused(
+    followed: Followed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What would take longer than it may is complained of, at the start and later."""
+    grown = followed.path.read_bytes() + b"#" * FILE_BYTES_MAX
+
+    def grow() -> Callable[[], object]:
+        followed.path.write_bytes(grown)
+        return lambda: str(FILE_BYTES_MAX) in caplog.text
+
+    followed.run(grow)
+    assert not followed.taken
+    with pytest.raises(StartRefused, match=str(FILE_BYTES_MAX)):
+        KeysFile(followed.path).read()
 
 
 def _replace(path: Path, *keys: str) -> None:

@@ -26,10 +26,11 @@ from app.keys.roles import ADMIN
 from app.keys.token import CLIENT_ID_PATTERN
 from app.keys.verifier import Peppers, is_argon2
 from app.settings import SLUG
+from tests.support import BY
 
 
 def _make(engine: Engine, peppers: Peppers, **properties: Any) -> Any:
-    wanted = {"client_id": "acme", "name": "test", "create_client": True, **properties}
+    wanted = {"client_id": "acme", "name": "test", "create_client": True, "by": BY, **properties}
     return create_key(engine, peppers, **wanted)
 
 
@@ -114,10 +115,10 @@ def test_an_unknown_client_is_not_made_by_accident(engine: Engine, peppers: Pepp
     with pytest.raises(NotFound):
         _make(engine, peppers, create_client=False)
     with writing(engine) as session:
-        add_client(session, "acme", name="Acme Corp")
+        add_client(session, "acme", by=BY, name="Acme Corp")
     _make(engine, peppers, create_client=False)
     with writing(engine) as session:
-        assert add_client(session, "acme").name == "Acme Corp"
+        assert add_client(session, "acme", by=BY).name == "Acme Corp"
 
 
 def test_the_hasher_can_be_forced(engine: Engine, peppers: Peppers) -> None:
@@ -132,7 +133,7 @@ def test_keys_are_listed_by_client_and_state(engine: Engine, peppers: Peppers) -
     first, _ = _make(engine, peppers)
     second, _ = _make(engine, peppers)
     other, _ = _make(engine, peppers, client_id="demo")
-    deactivate_key(engine, second.key_id)
+    deactivate_key(engine, second.key_id, by=BY)
     assert [key.id for key in list_keys(engine)] == [first.id, other.id]
     assert [key.id for key in list_keys(engine, KeyFilter("acme"))] == [first.id]
     listed = list_keys(engine, KeyFilter("acme", include_inactive=True))
@@ -152,13 +153,13 @@ def test_a_key_is_found_by_either_id(engine: Engine, peppers: Peppers) -> None:
 def test_revoking_twice_is_revoking_once(engine: Engine, peppers: Peppers) -> None:
     """A key that is off stays off, without another write."""
     key, _ = _make(engine, peppers)
-    assert not deactivate_key(engine, key.key_id).key.is_active
+    assert not deactivate_key(engine, key.key_id, by=BY).key.is_active
     with engine.connect() as connection:
         before = connection.exec_driver_sql("PRAGMA data_version").scalar()
-        assert not deactivate_key(engine, key.key_id).key.is_active
+        assert not deactivate_key(engine, key.key_id, by=BY).key.is_active
         assert connection.exec_driver_sql("PRAGMA data_version").scalar() == before
     with pytest.raises(NotFound):
-        deactivate_key(engine, "nope")
+        deactivate_key(engine, "nope", by=BY)
 
 
 def test_admin_keys_are_counted_although_revoked(engine: Engine, peppers: Peppers) -> None:
@@ -172,7 +173,7 @@ def test_admin_keys_are_counted_although_revoked(engine: Engine, peppers: Pepper
     _make(engine, peppers)
     assert were_made() == (True, False)
     key, _ = _make(engine, peppers, client_id=None)
-    deactivate_key(engine, key.key_id)
+    deactivate_key(engine, key.key_id, by=BY)
     assert were_made() == (True, True)
 
 

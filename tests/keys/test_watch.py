@@ -11,6 +11,7 @@ from app.keys.bootstrap import see_clients
 from app.keys.watch import DatabaseGone, SqliteWatch, WatchLost
 from app.sqlite import SQLITE_SAFE_WAL
 from tests.keys.conftest import copy_database, replace_database
+from tests.support import BY
 
 
 def test_a_commit_is_reported_once(engine: Engine, tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_a_commit_is_reported_once(engine: Engine, tmp_path: Path) -> None:
     watch = SqliteWatch(tmp_path / "control.db")
     assert not watch.changed()
     for client_id in ("acme", "demo"):
-        see_clients(engine, [client_id])
+        see_clients(engine, [client_id], by=BY)
         assert watch.changed()
         assert not watch.changed()
     watch.close()
@@ -78,7 +79,7 @@ def test_a_replaced_file_is_followed(
     ]
     assert not watch.changed()
     engine.dispose()
-    see_clients(engine, ["acme"])
+    see_clients(engine, ["acme"], by=BY)
     assert watch.changed()
     assert not watch.changed()
     watch.close()

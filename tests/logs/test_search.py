@@ -231,3 +231,15 @@ def test_the_texts_of_scalars() -> None:
         assert scalar_text(parse_exactly(value)) == text
     for value in ("{}", "[]", '["a"]', '{"a":1}'):
         assert scalar_text(parse_exactly(value)) is None
+
+
+def test_marks_without_end_take_no_time_without_end() -> None:
+    """Marks by the hundred thousand on one letter are folded as soon as any other text.
+
+    Python sorts those of a letter in a time that grows by their square: an hour for these.
+    """
+    text = "a" + "\u0301" * 250_000 + "\u0323" * 250_000
+    assert len(words(f"{text} next")) == 2
+    assert not parse_search("b").matches([text])
+    few = "a" + "\u0301\u0323" * 15
+    assert words(few) == words("a" + "\u0323\u0301" * 15)

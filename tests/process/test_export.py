@@ -16,7 +16,7 @@ from app.keys.database import embedded_url, open_engine
 from app.keys.lifecycle import deactivate_key
 from loadtests.server import HOST, Server, make_key, start_product
 from tests.process.service import PATH, WAIT_S_MAX, ask, wait_until
-from tests.support import key_id_of
+from tests.support import BY, key_id_of
 
 EXPORT = f"{PATH}/export"
 BATCHES, BATCH_LOGS = 60, 1000
@@ -100,7 +100,7 @@ def test_a_revoked_key_ends_its_export(house: House, query: str) -> None:
     """The connection of an export under way breaks off, whether its client reads or not."""
     engine = open_engine(embedded_url(house.data_dir))
     with house.exporting(query) as response:
-        deactivate_key(engine, key_id_of(house.headers["X-API-Key"]))
+        deactivate_key(engine, key_id_of(house.headers["X-API-Key"]), by=BY)
         wait_until(lambda: exports_open(house.server) == 0, "the end of the export")
         with pytest.raises((HTTPException, OSError)):
             rest_of(response)

@@ -80,6 +80,9 @@ def test_no_secret_is_anywhere(tmp_path: Path) -> None:
             admin("GET", f"{KEYS}/{key}")
             admin("GET", f"/api/v1/logs?workflow={key}", None, key)
             admin("GET", PATH, None, key[:-1])
+            admin("GET", PATH, None, key + "x")
+            admin("GET", PATH, None, "x" + key)
+            admin("POST", f"{PATH}?dataset={key}", LOG, key[:-9])
             admin("PATCH", f"{KEYS}/{made_id}", {"name": 5}, key)
         token = rotate_by_mail(data_dir, rotated_id, desk)
         status, _, page = ask(server.port, "POST", f"/claim/{token}")
@@ -90,6 +93,7 @@ def test_no_secret_is_anywhere(tmp_path: Path) -> None:
             assert ask(server.port, method, f"/claim/{token}")[0] == 410
         admin("GET", KEYS)
         admin("GET", "/metrics")
+        admin("GET", "/api/v1/audit/access?limit=1000")
         admin("POST", f"{KEYS}/{rotated_id}/deactivate")
         admin("DELETE", f"{KEYS}/{made_id}")
         secrets = {text[-49:-6] for text in [*texts, token]}

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # no stubs among the dependencies
 import pytest
 
+from app.keys.database import open_current
+from app.sqlite import sqlite3
 from loadtests.server import HOST, ROOT, Server, free_port, make_key, product_env, start_product
 from tests.process.service import PATH, Load, ask, check_stored, is_up, wait_until
 
@@ -22,17 +24,22 @@ def _output(server: Server) -> str:
     return server.output.read().decode()
 
 
-def _refused(data_dir: Path, **env: str) -> tuple[int, str]:
-    """Start a server that must not start; give its exit code and its one line."""
-    done = subprocess.run(
+def _serve(data_dir: Path, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Start a server that must not start."""
+    return subprocess.run(
         [sys.executable, "-m", "app", "serve"],
         cwd=ROOT,
         env=product_env(data_dir, {"PORT": str(free_port())} | env),
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
         text=True,
     )
+
+
+def _refused(data_dir: Path, **env: str) -> tuple[int, str]:
+    """Start a server that must not start; give its exit code and its one line."""
+    done = _serve(data_dir, **env)
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
     return done.returncode, line
@@ -109,6 +116,8 @@ def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
         ("API_KEYS", "key:client"),
         ("API_KEYS", '{"key": "Not A Slug"}'),
         ("SECRET_KEY", "short"),
+        ("SECRET_KEY", "\udcff" * 20),
+        ("INITIAL_ADMIN_KEY", "k" * 600),
         ("LOG_STORE_URL", "mongodb://x"),
         ("DATABASE_URL", "mysql://x"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,home"),
@@ -131,6 +140,72 @@ def test_a_data_directory_that_is_none(tmp_path: Path) -> None:
     code, line = _refused(tmp_path / "file")
     assert code == 1
     assert line.startswith("central-logger: DATA_DIR: ")
+    assert line.endswith("example: DATA_DIR=./data")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_only_the_opening_would_find_stops_the_start(tmp_path: Path, workers: str) -> None:
+    """Settings that contradict files or databases are one line too, before any worker is there."""
+    file = tmp_path / "keys.yaml"
+    file.write_text("api_keys: [{key: twice, tenant: acme}]")
+    for name, env in (
+        ("API_KEYS_FILE", {"API_KEYS_FILE": str(file), "API_KEYS": '{"twice": "acme"}'}),
+        ("API_KEY_DEFAULT", {"API_KEY_DEFAULT": "twice", "API_KEY_ADMIN": "twice"}),
+        ("DATABASE_URL", {"DATABASE_URL": f"sqlite:///{tmp_path}/none.db", "SECRET_KEY": "s" * 20}),
+    ):
+        code, line = _refused(tmp_path / "data", WORKERS=workers, **env)
+        assert code == 2
+        assert line.startswith(f"central-logger: {name}: ")
+        assert f"example: {name}=" in line
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_another_secret_stops_the_start(tmp_path: Path) -> None:
+    """A lost secret is not replaced, and with another one no key would work: one line says so."""
+    make_key(tmp_path, "acme")
+    secret = tmp_path / "secret.key"
+    assert _refused(tmp_path, SECRET_KEY="s" * 20)[0] == 2
+    secret.unlink()
+    code, line = _refused(tmp_path)
+    assert code == 2
+    assert line.startswith(f"central-logger: {secret} is not there")
+    assert not secret.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_first_keys_that_could_not_be_shown(tmp_path: Path, workers: int) -> None:
+    """Where the output fails the start does too, and the next one shows keys."""
+    command = [sys.executable, "-m", "app", "serve", "--workers", str(workers)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--port", str(free_port())],
+            cwd=ROOT,
+            env=product_env(tmp_path),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            text=True,
+        )
+    assert done.returncode != 0
+    assert "the first keys could not be written to standard output: No space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert KEY.search(done.stderr) is None
+    with start_product(tmp_path, workers=workers) as server:
+        assert len(set(KEY.findall(_output(server)))) == 2
+
+
+def test_workers_that_cannot_start_are_no_success(tmp_path: Path) -> None:
+    """What only the workers find ends the server with a failure, as with one worker."""
+    open_current("", tmp_path).dispose()
+    database = sqlite3.connect(tmp_path / "control.db")
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.commit()
+    database.close()
+    for workers in ("1", "2"):
+        done = _serve(tmp_path, WORKERS=workers)
+        assert done.returncode != 0
+        assert "another version of central-logger" in done.stdout
 
 
 def test_a_secret_that_cannot_be_used(tmp_path: Path) -> None:

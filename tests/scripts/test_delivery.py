@@ -30,6 +30,7 @@ from tests.delivery.mail_sink import (
     texts_by_id,
 )
 from tests.scripts.runner import Runner, error_line
+from tests.support import BY
 
 KEY = re.compile(r"cl_(?:live|test)_\w{61,}")
 FROM = "Logger <logger@example.com>"
@@ -51,7 +52,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _claim(run: Runner, url: str) -> Claimed:
     with run.control() as engine:
-        return claim(engine, url.rpartition("/claim/")[2])
+        return claim(engine, url.rpartition("/claim/")[2], by=BY)
 
 
 def _mail(path: Path) -> EmailMessage:
@@ -125,7 +126,7 @@ def test_a_contact_is_written_to_by_name(run: Runner) -> None:
     """Without --to the client's contact_email counts, and its name is greeted."""
     run.json("generate_api_key", "--client", "acme")
     with run.control() as engine:
-        update_client(engine, "acme", {"contact_email": TO, "name": "Acme, Inc. & Söhne"})
+        update_client(engine, "acme", {"contact_email": TO, "name": "Acme, Inc. & Söhne"}, by=BY)
     made = run.json("onboarding_email", "--client", "acme")
     mail = _mail(run.cwd / made["output"])
     assert [(one.display_name, one.addr_spec) for one in mail["To"].addresses] == [
@@ -239,7 +240,7 @@ def test_a_client_s_name_is_no_header(run: Runner, certificate: Path, name: str)
     """A name that looks encoded adds no header, body or recipient, in the file and when sent."""
     run.json("generate_api_key", "--client", "acme")
     with run.control() as engine:
-        update_client(engine, "acme", {"name": name})
+        update_client(engine, "acme", {"name": name}, by=BY)
     with running_sink(certificate) as sink:
         settings = _mail_settings(sink, certificate)
         settings["MAIL_FROM"] = f"{name} <logger@example.com>"
@@ -271,7 +272,7 @@ def test_a_deactivated_client_gets_no_mail(run: Runner) -> None:
     """Neither a new key nor one that exists is mailed while none of the client's keys works."""
     key = run.json("generate_api_key", "--client", "acme")
     with run.control() as engine:
-        update_client(engine, "acme", {"is_active": False})
+        update_client(engine, "acme", {"is_active": False}, by=BY)
     for arguments in (
         ("onboarding_email", *ACME),
         ("onboarding_email", *ACME, "--key-id", key["key_id"]),

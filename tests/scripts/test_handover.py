@@ -30,6 +30,7 @@ from tests.delivery.mail_sink import (
     running_sink,
 )
 from tests.scripts.runner import Runner, error_line
+from tests.support import BY
 
 TO = "ops@acme.example"
 DEADLINE_S = 20.0
@@ -158,6 +159,83 @@ def test_a_key_whose_output_is_interrupted_is_off(
     assert f"interrupted; key {key_id} was switched off again" in error_line(stderr)
 
 
+# A command that gets a signal in the moment after each of its commits.
+_SIGNALLED = """
+import os, runpy, sys
+from sqlalchemy import event
+from sqlmodel import Session
+event.listen(Session, "after_commit", lambda _: os.kill(os.getpid(), {number}))
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def _signalled(run: Runner, number: signal.Signals, *command: str) -> tuple[int, str]:
+    """Run a command that is asked to end when it has committed; give its end and its line."""
+    python, *options, script = run.command(command[0])
+    done = subprocess.run(
+        [python, *options, "-c", _SIGNALLED.format(number=int(number)), script, *command[1:]],
+        capture_output=True,
+        text=True,
+        cwd=run.cwd,
+        env=run.environment,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.stdout == ""
+    return done.returncode, error_line(done.stderr.replace(UNSET, ""))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate_api_key", "--client", "acme"),
+        ("create_admin_key", "--name", "alice", "--json"),
+        ("onboarding_email", "--client", "acme", "--to", TO),
+    ],
+)
+def test_a_key_that_is_interrupted_as_it_is_made_is_off(
+    run: Runner, number: signal.Signals, command: tuple[str, ...]
+) -> None:
+    """A signal that comes with the commit finds nothing to show yet, and the key is off again."""
+    run.prepare()
+    status, line = _signalled(run, number, *command)
+    ((key_id, key),) = _keys(run).items()
+    assert (status, key["is_active"]) == (128 + number, False)
+    assert line == f"Error: interrupted; key {key_id} was switched off again"
+    assert not list(run.cwd.glob("*.eml"))
+
+
+@pytest.mark.parametrize("options", [["--grace-seconds", "0"], ["--notify", TO]])
+def test_a_rotation_that_is_interrupted_as_it_is_made_is_undone(
+    run: Runner, options: list[str]
+) -> None:
+    """A signal that comes with the commit leaves the old key as it was, and says so."""
+    old = run.json("generate_api_key", "--client", "acme")
+    before = _keys(run)[old["key_id"]]
+    status, line = _signalled(run, signal.SIGINT, "rotate_api_key", old["key_id"], *options)
+    assert status == 128 + signal.SIGINT
+    assert f"interrupted; the rotation was undone: {old['key_id']} works on as before" in line
+    assert _keys(run)[old["key_id"]] == before
+    assert run.resolve(old["key"]).id == old["id"]
+
+
+@pytest.mark.parametrize("how", ["full", "left", "signalled"])
+def test_a_revocation_that_could_not_be_told_of_is_named(run: Runner, how: str) -> None:
+    """When the output fails, or a signal comes, the one line says that the key is revoked."""
+    key = run.json("generate_api_key", "--client", "acme")
+    command = ("revoke_api_key", key["key_id"], "--yes")
+    if how == "signalled":
+        status, line = _signalled(run, signal.SIGINT, *command)
+        assert status == 128 + signal.SIGINT
+    else:
+        line = run.unheard(how, *command)
+    assert line.endswith(f". {key['key_prefix']} (acme) is revoked.")
+    assert not _keys(run)[key["key_id"]]["is_active"]
+
+
 @pytest.mark.parametrize(
     ("grace", "advice"),
     [("3600", "rotate {new} before that"), ("0", "works no more: rotate {new} now")],
@@ -283,7 +361,7 @@ def test_a_mail_on_its_way_is_on_disk(
     text = part(read_message(output.read_bytes()), "plain")
     (token,) = re.findall(r"/claim/(\w+)", text)
     with run.control() as engine:
-        assert run.resolve(claim(engine, token).text).client_id == "acme"
+        assert run.resolve(claim(engine, token, by=BY).text).client_id == "acme"
 
 
 def _claims(run: Runner) -> list[Claim]:

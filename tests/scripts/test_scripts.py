@@ -17,6 +17,7 @@ from app.keys.models import Worker
 from app.keys.verifier import Peppers
 from tests.scripts.nursery import COMMANDS
 from tests.scripts.runner import Runner, error_line
+from tests.support import BY
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,7 +131,7 @@ def test_generate_refuses_a_deactivated_client(run: Runner) -> None:
     """No key is made that could not work; one of another client still is."""
     run.json("generate_api_key", "--client", "acme")
     with run.control() as control:
-        update_client(control, "acme", {"is_active": False})
+        update_client(control, "acme", {"is_active": False}, by=BY)
     done = run("generate_api_key", "--client", "acme")
     assert (done.returncode, done.stdout) == (1, "")
     assert "client acme is deactivated" in error_line(done.stderr)
@@ -186,8 +187,9 @@ def test_list_shows_the_use_of_keys(run: Runner) -> None:
         activity = open_activity(control)
         record(activity, [Sighting(used["key_id"], "192.0.2.7", "n8n/1.0", 3, at, at)])
         activity.dispose()
-        rotation = rotate_key(control, Peppers(open_secrets(run.data_dir, ())), used["key_id"])
-        rotate_key(control, Peppers(open_secrets(run.data_dir, ())), rotation.key.key_id, grace_s=0)
+        peppers = Peppers(open_secrets(run.data_dir, ()))
+        rotation = rotate_key(control, peppers, used["key_id"], by=BY)
+        rotate_key(control, peppers, rotation.key.key_id, grace_s=0, by=BY)
     grace = rotation.old.grace_until
     assert grace is not None
     lines = run("list_api_keys").stdout.splitlines()

@@ -210,3 +210,23 @@ def test_a_key_in_the_wrong_place_is_not_repeated(run: Runner, arguments: tuple[
     assert done.returncode in {1, 2}
     assert token not in done.stdout + done.stderr
     assert "Error" in done.stderr or "error" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("generate_api_key", "--client", "acme"), ("create_admin_key", "--name", "alice")]
+)
+def test_a_secret_that_is_not_the_servers(run: Runner, command: tuple[str, ...]) -> None:
+    """Without the server's secret no key is made that would work nowhere, nor another secret."""
+    made = run.json("generate_api_key", "--client", "acme")
+    secret = run.data_dir / "secret.key"
+    text = secret.read_text()
+    other = run(*command, SECRET_KEY="another secret of a server")
+    assert "no stored key was made under this SECRET_KEY" in error_line(other.stderr)
+    secret.unlink()
+    none = run(*command)
+    assert f"{secret} is not there" in error_line(none.stderr)
+    assert (other.returncode, none.returncode) == (1, 1)
+    assert not secret.exists()
+    secret.write_text(text)
+    (listed,) = run.json("list_api_keys", "--include-inactive")["api_keys"]
+    assert listed["key_id"] == made["key_id"]

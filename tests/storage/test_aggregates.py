@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.errors import Invalid
 from app.logs.aggregation import METRICS, Aggregation, Cell, parse_aggregation
 from app.logs.store import LogStore
 from app.logs.timestamp import format_instant, parse_instant
@@ -181,6 +182,48 @@ async def test_all_clients_at_once(store: LogStore) -> None:
     by_words = {**question, "filters": {"q": "absent"}}
     assert await store.aggregate(parse_aggregation(None, by_words, NOW_US)) == []
     assert await store.aggregate(parse_aggregation(None, {}, NOW_US)) == [[6]]
+
+
+async def test_runs_of_one_name_are_each_client_s_own(store: LogStore) -> None:
+    """Of all clients, a run is one of its client, however its logs are found."""
+    for client, run_id in (("acme", "r1"), ("acme", "r1"), ("acme", "r2"), ("globex", "r1")):
+        for day in DAYS[:2]:
+            await append(store, client, record(run_id=run_id, message="disk"), day=day)
+    for filters in ({}, {"q": "disk"}):
+        question = {"metrics": ["distinct_runs"], "filters": filters}
+        assert await store.aggregate(parse_aggregation(None, question, NOW_US)) == [[3]]
+        assert await store.aggregate(parse_aggregation("acme", question, NOW_US)) == [[2]]
+
+
+async def test_numbers_beyond_a_double_are_no_hindrance(store: LogStore) -> None:
+    """Whatever numbers logs hold, those and all others are counted, by their words too."""
+    digits = int("1" * 400)
+    for field in ({"duration_ms": digits}, {"metadata": {"x": digits}}, {"duration_ms": 7}):
+        await append(store, "acme", record(message="disk full", **field))
+    question = {"metrics": ["count", "p50_duration_ms"], "filters": {"q": "disk"}}
+    assert await store.aggregate(parse_aggregation("acme", question, NOW_US)) == [[3, 5e299]]
+
+
+@pytest.mark.parametrize("bucket", ["time:7d", "time:30d", "time:1d"])
+async def test_a_bucket_begins_no_earlier_than_time_does(store: LogStore, bucket: str) -> None:
+    """A bucket in which the first year begins is shown from there on."""
+    for executed_at in ("0001-01-01T00:00:00Z", "0001-01-02T00:00:00Z"):
+        await append(store, "acme", record(executed_at=executed_at))
+    question = {"dimensions": [bucket]}
+    rows = await store.aggregate(parse_aggregation("acme", question, NOW_US))
+    assert rows[0][0] == "0001-01-01T00:00:00Z"
+    assert sum(int(row[1] or 0) for row in rows) == 2
+
+
+async def test_a_table_of_long_names_is_refused(store: LogStore) -> None:
+    """Names take no more memory than a table is worth, whatever its limit of rows."""
+    for number in range(20):
+        await append(store, "acme", record(workflow=f"{number}" + "x" * 1_000_000))
+    question = {"dimensions": ["workflow"], "limit": 1}
+    with pytest.raises(Invalid) as refused:
+        await store.aggregate(parse_aggregation("acme", question, NOW_US))
+    [fault] = refused.value.members["errors"]
+    assert fault["field"] == "dimensions"
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,16 @@ async def test_tables_count_what_is_left(store: LogStore) -> None:
     assert rows[1][2] == pytest.approx((0.1 + 0.3 + 5) / 3)
 
 
+async def test_sums_stay_finite(store: LogStore) -> None:
+    """Of durations beyond any float, what is left after an erasure has a mean as before."""
+    huge = int("1" + "0" * 400)
+    sent = [record(duration_ms=huge, run_id="gone" if n else "left") for n in range(3)]
+    await append(store, "acme", *sent)
+    await store.erase("acme", Selection(filters={"run_id": ("gone",)}))
+    question = {"metrics": ["count", "avg_duration_ms"]}
+    assert await store.aggregate(parse_aggregation("acme", question, 0)) == [[1, 1e300]]
+
+
 async def test_an_erased_id_may_be_sent_again(store: LogStore) -> None:
     """The client's own ids of erased logs are forgotten, those of others are not."""
     sent = [record(id="a", status="FAILED"), record(id="b")]

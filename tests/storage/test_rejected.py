@@ -17,7 +17,7 @@ from app.logs.dead_letters import RejectedQuery
 from app.logs.identity import SLOT_BITS, parse_id, received_us
 from app.logs.query import LogQuery, UsageQuery
 from app.logs.store import LogStore
-from app.logs.timestamp import format_instant
+from app.logs.timestamp import MAX_US, MIN_US, format_instant
 from loadtests.records import Record
 from tests.storage.batches import append, make_batch, read_all, record
 
@@ -122,6 +122,16 @@ async def test_bounds_are_of_the_arrival(store: LogStore) -> None:
         (RejectedQuery("acme", start=(us, 0), end=(us, 0)), []),
     ):
         assert [*texts_of(await read_rejected(store, query))] == want
+
+
+async def test_bounds_of_any_time(store: LogStore) -> None:
+    """Years before or after it a bound leaves all of a day, or nothing."""
+    await store.append(rejecting(store, "acme", "a record"))
+    edges = [(MIN_US, 0), (0, 0), (4_000_000_000_000_000, 0), (MAX_US, 999)]
+    for number, start in enumerate(edges):
+        for end in edges:
+            found = await read_rejected(store, RejectedQuery("acme", start=start, end=end))
+            assert len(found) == (number < 2 and end > edges[1])
 
 
 async def test_datasets_of_rejected_records(store: LogStore) -> None:

@@ -11,19 +11,23 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
-import orjson
 
 from app.logs.aggregation import (
     DIMENSIONS,
     DURATION_MS_MAX,
     ERROR_STATUSES,
+    GROUP_BYTES_MAX,
+    GROUPS_MAX,
     TIME,
     Aggregation,
     Cell,
     Groups,
     Key,
     Sums,
+    decode_counted,
     group_of,
+    run_of,
+    too_many_groups,
 )
 from app.logs.identity import parse_id
 from app.logs.query import LogQuery
@@ -45,6 +49,9 @@ PAGE_LOGS = 5000
 
 # Logs whose durations or runs are read in one step: the interpreter is held while they are decoded.
 STEP_LOGS = 65_536
+
+# What is around the names of a key in JSON, times and escapes, comes on top of them.
+_KEY_BYTES_MAX = 2 * GROUP_BYTES_MAX
 
 _decode_groups = msgspec.json.Decoder(
     list[tuple[list[str | int | None], int, int, int, float | None]]
@@ -78,6 +85,8 @@ def _of_columns(files: Files, query: Aggregation, day: int) -> Iterator[tuple[Ke
     """Yield the groups of one file, summed up by SQL."""
     span = _span(query)
     found = files.db(day).execute(_sql(query, span), _values(query, span)).fetchone()
+    if found[0] is None:
+        raise too_many_groups()
     for key, logs, errors, durations, duration_ms in _decode_groups(found[0]):
         yield tuple(key), Sums(logs, errors, durations, duration_ms or 0.0)
 
@@ -120,15 +129,19 @@ def _sql(query: Aggregation, span: _Span) -> str:
     failed = ", ".join(f"'{status}'" for status in ERROR_STATUSES)
     where = series_conditions(query)
     return f"""
-        WITH part AS ({" UNION ALL ".join(_parts(query, span))}), made AS (
+        WITH part AS ({" UNION ALL ".join(_parts(query, span))}), made AS MATERIALIZED (
             SELECT json_array({", ".join(columns)}) AS key, sum(logs) AS logs,
                 sum(iif(status IN ({failed}), logs, 0)) AS errors,
-                sum(durations) AS durations, sum(duration_ms) AS duration_ms
+                sum(durations) AS durations, min(sum(duration_ms), 1.7e308) AS duration_ms
             FROM part
             {"WHERE " + " AND ".join(where) if where else ""}
-            GROUP BY {", ".join(columns) or "1 = 1"} HAVING sum(logs))
-        SELECT json_group_array(json_array(json(key), logs, errors, durations, duration_ms))
-        FROM made"""
+            GROUP BY {", ".join(columns) or "1 = 1"} HAVING sum(logs)
+            LIMIT {GROUPS_MAX + 1})
+        SELECT iif(
+            (SELECT count(*) > {GROUPS_MAX} OR total(length(key)) > {_KEY_BYTES_MAX} FROM made),
+            NULL,
+            (SELECT json_group_array(json_array(json(key), logs, errors, durations, duration_ms))
+            FROM made))"""
 
 
 def _dimension(name: str, bucket_minutes: int) -> str:
@@ -315,7 +328,8 @@ def _gathered(
     if runs is not None:
         for code, run in zip(decoded, _decode_runs(runs), strict=True):
             if run is not None:
-                found[code].runs.add(run_hash(run) if isinstance(run, str) else run)
+                number = run_hash(run) if isinstance(run, str) else run
+                found[code].runs.add(run_of(query, rows.client, number))
     for code, sums in found.items():
         if isinstance(code, int):
             yield rows.keys[code], sums
@@ -347,7 +361,7 @@ def _of_logs(files: Files, query: Aggregation, client_id: str) -> Iterator[tuple
     asked = LogQuery(client_id, **query.members(), limit=PAGE_LOGS)
     while True:
         page = read_page(files, asked)
-        for log in orjson.loads(f"[{page.logs}]"):
+        for log in decode_counted(f"[{page.logs}]"):
             yield group_of(query, log)
         if page.last_id is None:
             return

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from app.logs.aggregation import countable_ms
+from app.logs.aggregation import DURATION_MS_MAX, countable_ms
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, pack, pack_words
 from app.storage.sqlite.schema import CLIENT_SHIFT
@@ -120,7 +120,7 @@ def _reduce_hours(db: sqlite3.Connection, client: int, sealed: Iterable[Sequence
 
 def _sum_durations(db: sqlite3.Connection, client: int, hour: int, series: int) -> float:
     [total] = db.execute(
-        """SELECT total(CAST(duration_ms AS REAL)) FROM sealed
+        f"""SELECT total(min(CAST(duration_ms AS REAL), {DURATION_MS_MAX!r})) FROM sealed
         WHERE client = ? AND us >= ? AND us < ? AND series = ?""",
         (client, hour * US_PER_HOUR, (hour + 1) * US_PER_HOUR, series),
     ).fetchone()

@@ -1,0 +1,117 @@
+"""Checkpoints at work: one worker signs how far each chain of the audit has grown.
+
+The worker is whoever holds the lock of a file: the others would only hold the 10 MB that signing
+takes. On several hosts there is one on each, which does no harm: what one has signed, another finds
+signed.
+"""
+
+import asyncio
+import fcntl
+import logging
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TextIO
+
+from sqlalchemy import Engine
+
+from app.audit.book import Book
+from app.audit.chain import ACTIVITY, CONTROL
+from app.audit.checkpoints import Signer, due, store
+from app.columns import utc_now
+from app.keys.database import translated_faults, writing
+
+# A chain that grows is signed once an hour: so much is the most that can be put back unseen.
+EVERY_S = 3600
+# Each wait is cut by up to a half, at random. What is younger than EVERY_S less a wait is left.
+FIRST_S_MAX = 60.0
+WAIT_S_MAX = 600.0
+# Of the time that a server has to stop: the other chains are signed after the next start.
+LAST_S_MAX = 1.5
+LOCK_FILE = "audit.lock"
+
+log = logging.getLogger(__name__)
+
+
+def books_of(control: Engine, activity: Engine) -> tuple[Book, ...]:
+    """Give the books of an installation: what refusals are written to is the last of them."""
+    if activity is control:
+        return (Book(CONTROL, control),)
+    return Book(CONTROL, control), Book(ACTIVITY, activity)
+
+
+class Notary:
+    """This worker's part in it."""
+
+    def __init__(
+        self,
+        books: Sequence[Book],
+        signer: Signer,
+        directory: Path,
+        first_s_max: float = FIRST_S_MAX,
+    ) -> None:
+        self._books = books
+        self._signer = signer
+        self._path = directory / LOCK_FILE
+        self._first_s_max = first_s_max
+        self._lock: TextIO | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="notary")
+
+    def start(self) -> None:
+        """Begin soon."""
+        self._task = asyncio.create_task(self._run())
+
+    async def aclose(self) -> None:
+        """Sign what has grown, if it is this worker's turn, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        # Not waited for at any price: while something else holds the database, it waits for that.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._sign(utc_now() + timedelta(days=1)), LAST_S_MAX)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def sign(self, before: datetime) -> int:
+        """Sign the chains that grew since a checkpoint of before that moment; say how many."""
+        if not self._is_elected():
+            return 0
+        signed = 0
+        for book in self._books:
+            with translated_faults():
+                heads = due(book.engine, before)
+            # Looked at first: to begin a write of nothing would hold up others.
+            if heads:
+                with writing(book.engine) as session:
+                    signed += store(session, book.name, self._signer, heads)
+        return signed
+
+    async def _run(self) -> None:
+        wait_s_max = self._first_s_max
+        while True:
+            await asyncio.sleep(wait_s_max * random.uniform(0.5, 1))  # noqa: S311  # no secret
+            await self._sign(utc_now() - timedelta(seconds=EVERY_S - WAIT_S_MAX))
+            wait_s_max = WAIT_S_MAX
+
+    async def _sign(self, before: datetime) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.sign, before)
+        except Exception:
+            log.exception("the audit's checkpoints are signed another time")
+
+    def _is_elected(self) -> bool:
+        """Say whether this worker holds the lock; it keeps it to its end, however it ends."""
+        if self._lock is None:
+            file = self._path.open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            self._lock = file
+        return True

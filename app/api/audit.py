@@ -1,0 +1,159 @@
+"""GET /api/v1/audit: what was done and what was refused, newest first."""
+
+import json
+import time
+from datetime import UTC, datetime
+from heapq import merge
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import Meta, Struct
+
+from app.api.body import read_query
+from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
+from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
+from app.api.openapi import documented
+from app.api.schemas import AUDIT_LIST, AUDIT_PAGE
+from app.api.services import Services
+from app.api.throttle import limited
+from app.audit.models import AuditEvent
+from app.audit.trail import EventFilter, read_events
+from app.errors import Invalid
+from app.keys.database import reading
+from app.keys.objects import iso_time
+from app.keys.principal import Principal
+from app.logs.query import Cursors
+from app.logs.selection import parse_bound
+from app.logs.timestamp import BadTime
+
+router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
+
+# Of a book that comes before or behind another: any name of a chain is between the two.
+_FIRST, _LAST = "", "~"
+
+
+class AuditList(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """The query of GET /api/v1/audit."""
+
+    client_id: str | None = None
+    from_: str | None = None
+    to: str | None = None
+    action: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS
+    cursor: str | None = None
+
+
+class _Place(Struct, array_like=True):
+    """An event that was shown, and the bounds of its list: `from=-1h` moves between pages."""
+
+    at: datetime
+    book: str
+    chain: str
+    seq: int
+    since: datetime | None
+    until: datetime | None
+
+
+class _Found(NamedTuple):
+    """An event, first what it is sorted by."""
+
+    at: datetime
+    book: str
+    chain: str
+    seq: int
+    row: AuditEvent
+
+
+@router.get(
+    "",
+    summary="Read the audit",
+    **documented(AUDIT_PAGE, 403, 404, 422, parameters=AUDIT_LIST),
+)
+@limited
+async def list_events(request: Request, caller: Caller, opened: Opened) -> Response:
+    """List what was done and what was refused, newest first.
+
+    A client's own key reads what concerns its client. `chain` and `seq` are the event's place in
+    its chain, by which `central-logger audit verify` names it.
+    """
+    query = read_query(request, AuditList)
+    chain = _chain_asked(caller, query.client_id, opened)
+    bound = ["audit", chain, query.action, query.from_, query.to]
+    if query.cursor is None:
+        place = None
+        wanted = EventFilter(chain, _moment("from", query.from_), _moment("to", query.to))
+    else:
+        place = _opened(opened.cursors, bound, query.cursor)
+        wanted = EventFilter(chain, place.since, place.until)
+    wanted = wanted._replace(action=query.action, limit=query.limit + 1)
+
+    def render() -> bytes:
+        found = _read(opened, wanted, place)
+        page, cursor = found[: query.limit], None
+        if len(found) > query.limit:
+            last = _Place(*page[-1][:4], wanted.since, wanted.until)
+            cursor = opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
+        events = [_shown(one.row) for one in page]
+        return json.dumps({"events": events, "next_cursor": cursor}).encode()
+
+    # To the last byte in the thread, as lists of keys are.
+    body = await opened.reads.run(render)
+    return Response(body, media_type="application/json")
+
+
+def _chain_asked(caller: Principal, named: str | None, opened: Services) -> str | None:
+    if caller.client_id is None and named in {None, ALL_CLIENTS}:
+        return None
+    return client_asked(caller, named, opened)
+
+
+def _read(opened: Services, wanted: EventFilter, place: _Place | None) -> list[_Found]:
+    """Read a page of all books together."""
+    pages = []
+    for book in opened.books:
+        after = None
+        if place is not None:
+            behind = _LAST if book.name < place.book else _FIRST
+            is_same = book.name == place.book
+            after = (place.at, place.chain if is_same else behind, place.seq if is_same else 0)
+        with reading(book.engine) as session:
+            rows = read_events(session, wanted._replace(after=after))
+        pages.append([_Found(row.at, book.name, row.chain, row.seq, row) for row in rows])
+    merged = merge(*pages, key=lambda one: one[:4], reverse=True)
+    return list(islice(merged, wanted.limit))
+
+
+def _shown(row: AuditEvent) -> dict[str, Any]:
+    try:
+        detail = json.loads(row.detail)
+    except ValueError:  # somebody wrote into the row; `audit verify` says so
+        detail = {"unreadable": row.detail}
+    return {
+        "at": iso_time(row.at),
+        "action": row.action,
+        "actor": row.actor,
+        "client_id": row.client_id,
+        "target": row.target,
+        "source_ip": row.source_ip,
+        "user_agent": row.user_agent,
+        "request_id": row.request_id,
+        "detail": detail,
+        "chain": row.chain,
+        "seq": row.seq,
+    }
+
+
+def _moment(name: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        us, _ = parse_bound(text, time.time_ns() // 1000)
+        return datetime.fromtimestamp(us / 1_000_000, UTC)
+    except (BadTime, ValueError, OverflowError) as error:
+        raise Invalid.parameter(name, str(error)) from None
+
+
+def _opened(cursors: Cursors, bound: list[Any], cursor: str) -> _Place:
+    return msgspec.msgpack.decode(cursors.open_place(bound, cursor), type=_Place)

@@ -1,0 +1,110 @@
+"""What follows when a key of this service was found in a log: it is told, and may be stopped."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import structlog
+
+from app.errors import InvalidKey, LoggerError
+from app.protect.self_scan import FoundKey
+
+REPORT_S = 60.0
+# Keys that are remembered as told of; a flood of others makes us forget the ones told of first.
+REMEMBERED_MAX = 10_000
+# A body may hold thousands, made up to be looked into: what is beyond this is only counted.
+AT_ONCE_MAX = 100
+
+# How a key is shown ends, by its key_id.
+_SHOWN_END = b"***"
+_SHOWN = re.compile(rb"([0-9A-Za-z]{12})\*\*\*")
+
+log = structlog.get_logger(__name__)
+
+
+class Findings:
+    """Tells of found keys: each once a minute, since a workflow logs the same line again and again.
+
+    `verify` says who a key is, as `Keyring.resolve` does. Anybody can make up a text with a right
+    checksum and the key_id of another, which is public: so only a key that opens something is
+    handed to `found(key_id, sender)` and `quarantine(key_id)`, which runs in a thread.
+    """
+
+    def __init__(
+        self,
+        verify: Callable[[str], Any],
+        *,
+        found: Callable[[str, str], None],
+        quarantine: Callable[[str], object] | None = None,
+    ) -> None:
+        self._verify = verify
+        self._found = found
+        self._quarantine = quarantine
+        self._told: dict[bytes, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def report_all(
+        self, found: Sequence[FoundKey], sender: str, logs: Iterable[tuple[bytes, str | None]]
+    ) -> None:
+        """Tell of the keys that were in the logs of one request: each log's text and dataset.
+
+        The texts are those in which the keys were replaced already.
+        """
+        by_id: dict[bytes, dict[str, FoundKey]] = {}
+        for key in found:
+            by_id.setdefault(key.key_id.encode(), {})[key.text] = key
+        for text, dataset in logs:
+            if _SHOWN_END in text:
+                for key_id in _SHOWN.findall(text):
+                    for key in by_id.pop(key_id, {}).values():
+                        self.report(key, sender, dataset)
+
+    def report(self, key: FoundKey, sender: str, dataset: str | None) -> None:
+        """Tell of a key that client `sender` sent in a log of `dataset` (None: not known)."""
+        name = blake2b(key.text.encode(), digest_size=16).digest()
+        now = time.monotonic()
+        if self._told.get(name, 0.0) > now or len(self._tasks) >= AT_ONCE_MAX:
+            return
+        self._told.pop(name, None)
+        if len(self._told) >= REMEMBERED_MAX:
+            del self._told[next(iter(self._told))]
+        self._told[name] = now + REPORT_S
+        task = asyncio.get_running_loop().create_task(self._follow(key, sender, dataset))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, key: FoundKey, sender: str, dataset: str | None) -> None:
+        is_live: bool | None = True
+        try:
+            await self._verify(key.text)
+        except InvalidKey:
+            is_live = False
+        except LoggerError:  # it can't be said now; the next minute's finding will tell
+            is_live = None
+        log.warning(
+            "a key of this service was found in a log, and taken out",
+            key_id=key.key_id,
+            sender=sender,
+            dataset=dataset,
+            is_live=is_live,
+        )
+        if not is_live:
+            return
+        self._found(key.key_id, sender)
+        if self._quarantine is None:
+            return
+        try:
+            await asyncio.to_thread(self._quarantine, key.key_id)
+        except LoggerError as error:  # a static key, which only its settings can switch off
+            told = "a found key could not be stopped"
+            log.warning(told, key_id=key.key_id, reason=error.detail)
+        else:
+            log.warning("a found key was stopped", key_id=key.key_id)
+
+    async def aclose(self) -> None:
+        """Finish what was begun: a key that is to be stopped is stopped."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
