@@ -1,22 +1,16 @@
 """The wiring: settings in, a running service out. Nothing opens before the server starts it."""
 
-import asyncio
-import gc
-import multiprocessing
 import os
-import signal
 import sys
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from types import FrameType
 from typing import Any, Protocol, TypedDict
 
 import structlog
 from sqlalchemy import Engine
 
-from app import journal
+from app import journal, process
 from app.activity import uses
 from app.activity.access import AccessLog
 from app.activity.database import open_activity
@@ -73,9 +67,6 @@ from app.protect.findings import Findings
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
-# How long a thread may hold up the event loop at a time; Python's own 5 ms is ten requests' worth.
-SWITCH_S = 0.0005
-
 _Opened = tuple[Services, IngestEndpoint, PromptIngest | None]
 
 log = structlog.get_logger(__name__)
@@ -92,13 +83,13 @@ def create_app(settings: Settings) -> Edge:
     @asynccontextmanager
     async def lifespan(edge: Edge) -> AsyncIterator[None]:
         journal.set_up(settings.log_level)
-        _end_with_parent()
-        sys.setswitchinterval(SWITCH_S)
+        process.end_with_parent()
+        process.share_the_interpreter()
         async with AsyncExitStack() as stack:
             services, edge.ingest, edge.prompt = await _open(settings, stack)
             control.state.services = services
-            stack.enter_context(_on_stop(services.tails.stop))
-            _settle_garbage()
+            stack.enter_context(process.on_stop(services.tails.stop))
+            process.settle_garbage()
             yield
 
     trusted = parse_networks(settings.trusted_proxies)
@@ -321,61 +312,6 @@ def _open_keys(
         keys_file.follow(configured, keyring.reconfigure, see)
         stack.push_async_callback(keys_file.aclose)
     return keyring
-
-
-def _end_with_parent() -> None:
-    """Have a worker stop as if asked to when its supervisor is killed: nobody else would ask it.
-
-    It would serve on without the lock of the data directory, and keep the port.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(parent.sentinel, _end, parent.sentinel)
-
-
-@contextmanager
-def _on_stop(end_streams: Callable[[], None]) -> Iterator[None]:
-    """End what never ends by itself as soon as the server is asked to stop.
-
-    The server waits for its connections first, and tells the application only after that.
-    """
-    loop = asyncio.get_running_loop()
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-
-    def on_signal(server: Any, number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(end_streams)
-        if callable(server):
-            server(number, frame)
-
-    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, server in servers.items():
-        if callable(server):
-            signal.signal(number, partial(on_signal, server))
-    try:
-        yield
-    finally:
-        for number, server in servers.items():
-            if callable(server):
-                signal.signal(number, server)
-
-
-def _end(sentinel: int) -> None:
-    asyncio.get_running_loop().remove_reader(sentinel)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _settle_garbage() -> None:
-    """Spare the collector what lives as long as the process, and requests most of its visits.
-
-    A request's own objects are freed by their counts; looking for cycles among them took 5 % of
-    its time. A key that is new leaves 40 objects behind; a visit to 50,000 took 11 to 22 ms.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 100, 50)
 
 
 def _show(first: FirstKeys, settings: Settings) -> None:

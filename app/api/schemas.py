@@ -68,6 +68,7 @@ _KEY_PROPERTIES: JsonSchema = {
     },
     "require_signature": _BOOLEAN,
     "is_active": _BOOLEAN,
+    "quarantined_at": _MAYBE_TIME | {"description": "When the key was found in a log."},
     "created_at": _MAYBE_TIME,
     "created_by": _MAYBE_TEXT,
     "expires_at": _MAYBE_TIME,

@@ -74,6 +74,8 @@ def update_key(
         given_until = key.expires_at
         for name, value in changes.items():
             setattr(key, name, value)
+        if key.is_active:
+            key.quarantined_at = None
         check_key(key, changed=changes)
         if key.grace_until is not None:
             key.grace_until = _earlier(key.grace_until, key.expires_at)

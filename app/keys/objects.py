@@ -56,6 +56,7 @@ def key_object(
         "restrictions_mode": key.restrictions_mode,
         "require_signature": key.require_signature,
         "is_active": key.is_active,
+        "quarantined_at": iso_time(key.quarantined_at),
         "created_at": iso_time(key.created_at),
         "created_by": key.created_by,
         "expires_at": iso_time(key.expires_at),
