@@ -59,7 +59,11 @@ _PATHS = {"data_dir", "api_keys_file", "geoip_database", "tls_certificate", "tls
 
 # Lists are comma-separated, not JSON: NoDecode leaves the parsing to the validators below.
 TextList = Annotated[tuple[str, ...], NoDecode]
-Count = Annotated[int, Field(ge=0)]
+# Upper bounds are beyond all use, and below what sums of numbers and times can hold.
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Bytes = Annotated[int, Field(ge=1, le=2**40)]
+Days = Annotated[int, Field(ge=1, le=36_500)]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
 
 
 class BadSetting(Exception):
@@ -85,7 +89,7 @@ class Settings(BaseSettings):
     log_store_url: str = ""
     rate_limit_storage_url: str = ""
     # A request waits for it twice at most; Redis next door takes 1 ms.
-    rate_limit_timeout_ms: Annotated[int, Field(ge=1)] = 100
+    rate_limit_timeout_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
     public_url: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -106,28 +110,28 @@ class Settings(BaseSettings):
     default_logs_per_minute: Count = 12_000_000
     default_bytes_per_minute: Count = 6 * 1024**3
 
-    max_body_bytes: Annotated[int, Field(ge=1)] = 20 * 1024**2
-    max_record_bytes: Annotated[int, Field(ge=1)] = 1024**2
-    max_batch_records: Annotated[int, Field(ge=1)] = 10_000
-    max_inflight_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
-    dedup_window_days: Annotated[int, Field(ge=1)] = 7
+    max_body_bytes: Bytes = 20 * 1024**2
+    max_record_bytes: Bytes = 1024**2
+    max_batch_records: Annotated[int, Field(ge=1, le=10**6)] = 10_000
+    max_inflight_bytes: Bytes = 64 * 1024**2
+    dedup_window_days: Days = 7
 
     # A key that is older is due for rotation; 0 = never.
-    rotation_days_live: Count = 90
-    rotation_days_test: Count = 30
+    rotation_days_live: Annotated[int, Field(ge=0, le=36_500)] = 90
+    rotation_days_test: Annotated[int, Field(ge=0, le=36_500)] = 30
     # Of one key on the routes of keys and clients, each route by itself.
-    management_requests_per_minute: Annotated[int, Field(ge=1)] = 600
-    smtp_timeout_s: Annotated[int, Field(ge=1)] = 20
+    management_requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] = 600
+    smtp_timeout_s: Seconds = 20
 
     # Of refused requests, and of what each key did in each minute.
-    denials_kept_days: Annotated[int, Field(ge=1)] = 30
-    access_kept_days: Annotated[int, Field(ge=1)] = 30
+    denials_kept_days: Days = 30
+    access_kept_days: Days = 30
 
     # What a slow client may take: for the head of a request, for its body, between two requests.
-    head_timeout_s: Annotated[float, Field(gt=0)] = 10
-    body_timeout_s: Annotated[float, Field(gt=0)] = 120
+    head_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 10
+    body_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120
     # Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
-    keep_alive_s: Annotated[int, Field(ge=1)] = 75
+    keep_alive_s: Seconds = 75
     # Of one address, in each worker; far more than a pool of connections, far fewer than there are.
     connections_per_address: Count = 1_000
 

@@ -172,7 +172,7 @@ class DayFiles:
         The day after is one of them: around midnight workers and clocks disagree for a moment.
         """
         window = range(day - self._window, day + 2)
-        return [self.get(one) for one in window if one in self._days and one != day]
+        return [self.get(one) for one in sorted(self._days) if one in window and one != day]
 
     def find_outcome(self, day: int, client_id: str, key: str) -> StoredOutcome | None:
         """Return what an Idempotency-Key led to in the last 24 h."""
