@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 
 from app.activity.notary import books_of
 from app.audit.book import Book, read_as_it_is
-from app.audit.chain import ChainKeys, same
+from app.audit.chain import ACTIVITY, BOOK_STARTED, ChainKeys, same
 from app.audit.checkpoints import is_signed, logged
 from app.audit.export import Damaged, Export, write_export
 from app.audit.verify import Checker, Fault
@@ -58,6 +58,7 @@ def verify(
             proofs.public_keys,
             is_whole=client_id is None,
             announces=lambda book, chain: by_name[book].announces(chain),
+            begun=_begun(books[0]) if client_id is None else (),
         )
         sections = (section for book in books for section in book.sections(client_id))
         is_well = _tell_all(tell, checker.check(sections))
@@ -91,12 +92,30 @@ def export(settings: Settings, output: Path, client_id: str | None) -> str:
     with _books(settings) as books, _written_whole(output) as file:
         sections = (section for book in books for section in book.sections(client_id))
         keys = proofs.keys(books[0].name)
+        by_name = {book.name: book for book in books}
         try:
-            counts = write_export(file, sections, keys, proofs.public_keys, client_id)
+            counts = write_export(
+                file,
+                sections,
+                keys,
+                proofs.public_keys,
+                client_id,
+                lambda book, chain: by_name[book].announces(chain),
+            )
         except Damaged as error:
             raise Refused(f"not exported: {error}; audit verify says more") from None
         _check_found(counts.chains, client_id)
     return f"{counts.events} events in {counts.chains} chains: {output}"
+
+
+def _begun(control: Book) -> list[str]:
+    """Name the books that must be there: one that was emptied, or removed, is missed by that."""
+    with control.engine.connect() as connection:
+        is_used = connection.execute(
+            text("SELECT EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM api_keys)")
+        ).scalar()
+    others = [ACTIVITY] if control.announces(ACTIVITY, BOOK_STARTED) else []
+    return [control.name, *others] if is_used or others else []
 
 
 def _check_found(chains: int, client_id: str | None) -> None:

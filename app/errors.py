@@ -6,7 +6,8 @@ LoggerError                      what went wrong, as `detail`, plus `members` fo
 │   ├── KeyRequired              no usable credential
 │   └── InvalidKey               unknown, mistyped, revoked, inactive, expired: never says which
 ├── Forbidden                    known caller, not allowed
-├── NotFound                     absent, or another client's
+├── NotFound                     absent
+│   └── Elsewhere                another client's, which looks the same
 ├── Conflict                     the state does not allow it
 ├── Gone                         was here: shown once already, or its time is over
 ├── TooLarge                     body, record, batch, or a cost above a whole limit
@@ -63,6 +64,10 @@ class NotFound(LoggerError):
 
     def __init__(self) -> None:
         super().__init__("Not found")
+
+
+class Elsewhere(NotFound):
+    """Another client's: to its caller as absent as any, and a refusal to those who watch."""
 
 
 class Conflict(LoggerError):

@@ -16,7 +16,7 @@ from app.activity.access import AccessLog
 from app.activity.database import open_activity
 from app.activity.denials import DenialLog
 from app.activity.expiry import Expiry
-from app.activity.notary import Notary, books_of
+from app.activity.notary import Notary, begin, books_of
 from app.activity.presence import Presence
 from app.api.app import create_control_app
 from app.api.services import Services, open_reads, open_receipts
@@ -111,6 +111,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     stack.callback(activity.dispose)
     books, seals = books_of(engine, activity), chain_keys(secrets)
     keyring = _open_keys(settings, peppers, engine, seals, stack)
+    begin(books, partial(chain_keys, secrets))
     keyring.start()
     _start(Notary(books, signers(secrets)[0], settings.data_dir), stack)
     store = await open_store(settings.log_store_url, settings.data_dir, settings.dedup_window_days)

@@ -60,7 +60,7 @@ _PATHS = {"data_dir", "api_keys_file", "geoip_database", "tls_certificate", "tls
 # Lists are comma-separated, not JSON: NoDecode leaves the parsing to the validators below.
 TextList = Annotated[tuple[str, ...], NoDecode]
 # Upper bounds are beyond all use, and below what sums of numbers and times can hold.
-Count = Annotated[int, Field(ge=0, le=10**12)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
 Bytes = Annotated[int, Field(ge=1, le=2**40)]
 Days = Annotated[int, Field(ge=1, le=36_500)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]

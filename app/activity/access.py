@@ -3,8 +3,9 @@
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 from sqlalchemy import Engine, delete, func, select, tuple_
 from sqlmodel import col
 
@@ -22,7 +23,8 @@ PRUNE_STEPS_MAX = 20
 MINUTES_PER_DAY = 1440
 
 # key_id, minute, endpoint, dataset, source_ip, user_agent, outcome: the name of a row.
-Place = tuple[str, int, str, str, str, str, str]
+Minute = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Place = tuple[str, Minute, str, str, str, str, str]
 # By which rows are sorted: the latest minute first.
 _ORDER = ("minute", "key_id", "endpoint", "dataset", "source_ip", "user_agent", "outcome")
 

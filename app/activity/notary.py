@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -19,9 +19,11 @@ from typing import TextIO
 from sqlalchemy import Engine
 
 from app.audit.book import Book
-from app.audit.chain import ACTIVITY, CONTROL
+from app.audit.chain import ACTIVITY, BOOK_STARTED, CONTROL, ChainKeys, Event
 from app.audit.checkpoints import Signer, due, store
+from app.audit.trail import append
 from app.columns import utc_now
+from app.errors import StorageUnavailable
 from app.keys.database import translated_faults, writing
 
 # A chain that grows is signed once an hour: so much is the most that can be put back unseen.
@@ -41,6 +43,27 @@ def books_of(control: Engine, activity: Engine) -> tuple[Book, ...]:
     if activity is control:
         return (Book(CONTROL, control),)
     return Book(CONTROL, control), Book(ACTIVITY, activity)
+
+
+def begin(books: Sequence[Book], keys: Callable[[str], ChainKeys]) -> None:
+    """See that each book has begun, and that the first one tells of it, so that it would be missed.
+
+    One that was removed begins once more, and the first one tells of that too. A book that can't be
+    written begins another time.
+    """
+    for book in books:
+        try:
+            with translated_faults():
+                has_begun = book.announces(book.name, BOOK_STARTED)
+            for home in () if has_begun else dict.fromkeys((books[0], book)):
+                with writing(home.engine) as session:
+                    append(session, keys(home.name), [_begun(book.name)])
+        except StorageUnavailable as error:
+            log.warning("the audit's book %r cannot be begun: %s", book.name, error.reason)
+
+
+def _begun(book: str) -> Event:
+    return Event(utc_now(), BOOK_STARTED, "central-logger", None, book, "", "", "", "{}")
 
 
 class Notary:

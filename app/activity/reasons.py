@@ -18,6 +18,7 @@ VARIOUS = "various"
 TOO_MANY_FAILURES = "too_many_failures"
 RATE_LIMIT = "rate_limit_"
 NOT_PERMITTED = "not_permitted"
+OTHER_CLIENT = "other_client"
 
 # How the details of 403 begin, by reason.
 _FORBIDDEN = {
@@ -63,6 +64,7 @@ EXPLANATIONS = {
     "signature_required": "The key requires signed requests, and this one was not signed.",
     "signature_invalid": "The request's signature is not that of the key's signing key.",
     NOT_PERMITTED: "The key may not do this.",
+    OTHER_CLIENT: "What was asked for is another client's, or of a client that there is not.",
     VARIOUS: "Too many different refusals at a time to tell them apart; they are counted together.",
 }
 

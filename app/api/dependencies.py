@@ -9,7 +9,7 @@ from app.activity.access import ALL_DATASETS
 from app.api import access
 from app.api.services import Services
 from app.edge.accesses import Pending
-from app.errors import Invalid, NotFound
+from app.errors import Elsewhere, Invalid, NotFound
 from app.keys.principal import Principal
 from app.logs.rows import NOT_A_SLUG, SLUG
 
@@ -85,7 +85,7 @@ def client_asked(principal: Principal, named: str | None, opened: Services) -> s
     """
     if principal.client_id is not None:
         if named not in {None, principal.client_id}:
-            raise NotFound
+            raise Elsewhere
         return principal.client_id
     if named is None:
         raise Invalid.parameter("client_id", "is required with an admin key")

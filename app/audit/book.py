@@ -61,13 +61,13 @@ class Book(NamedTuple):
                     yield self._section(name)
                 seen.add(name)
 
-    def announces(self, chain: str) -> bool:
-        """Say whether the platform's chain tells of the beginning of another."""
+    def announces(self, name: str, action: str = CHAIN_STARTED) -> bool:
+        """Say whether the platform's chain tells of the beginning of another, or of a book."""
         wanted = text(
             "SELECT 1 FROM audit_events WHERE chain = :platform AND action = :action"
-            " AND target = :chain LIMIT 1"
+            " AND target = :name LIMIT 1"
         )
-        values = {"chain": chain, "platform": PLATFORM, "action": CHAIN_STARTED}
+        values = {"name": name, "platform": PLATFORM, "action": action}
         with self.engine.connect() as connection:
             return connection.execute(wanted, values).first() is not None
 

@@ -26,6 +26,8 @@ CONTROL = "control"
 ACTIVITY = "activity"
 # An event of the platform's chain: who removes a whole chain leaves this one behind.
 CHAIN_STARTED = "audit.chain_started"
+# In a book's own chain, and in that of the first book.
+BOOK_STARTED = "audit.book_started"
 
 SEAL_BYTES = 32
 GENESIS = bytes(SEAL_BYTES)

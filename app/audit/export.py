@@ -13,7 +13,17 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import Any, BinaryIO, NamedTuple
 
-from app.audit.chain import CONTROL, ChainKeys, Checkpoint, Event, Head, Link, same
+from app.audit.chain import (
+    CHAIN_STARTED,
+    CONTROL,
+    PLATFORM,
+    ChainKeys,
+    Checkpoint,
+    Event,
+    Head,
+    Link,
+    same,
+)
 from app.audit.checkpoints import as_json, of_json
 from app.audit.verify import Fault, Row, Section, Unreadable
 from app.columns import utc_now
@@ -36,16 +46,22 @@ class Damaged(Exception):
     """A row is not what we wrote: an export of it would prove nothing. The text says which."""
 
 
-def write_export(
+def write_export(  # noqa: PLR0913, PLR0917  # what, under which keys, and what it is held against
     file: BinaryIO,
     sections: Iterable[Section],
     keys: ChainKeys,
     signers: Collection[bytes],
     client_id: str | None = None,
+    announces: Callable[[str, str], bool] = lambda _book, _chain: False,
 ) -> Counts:
-    """Write sections to a file, in constant memory; raise Damaged for a row of theirs."""
+    """Write sections to a file, in constant memory; raise Damaged for a row of theirs.
+
+    Chains that have begun since the platform's was written are left out: of those it tells nothing.
+    `announces` says whether it tells of them by now.
+    """
     digest = blake2b()
     events = chains = 0
+    started: set[tuple[str, str]] = set()
 
     def write(line: dict[str, Any]) -> None:
         encoded = json.dumps(line).encode() + b"\n"
@@ -55,11 +71,17 @@ def write_export(
     head = {"kind": "export", "version": VERSION, "at": utc_now().isoformat()}
     write({**head, "client": client_id, "public_keys": [one.hex() for one in signers]})
     for book, chain, rows in sections:
+        is_told = client_id is not None or chain == PLATFORM or (book, chain) in started
+        if not is_told and announces(book, chain):
+            continue
         chains += 1
         for row in rows:
             if isinstance(row, Unreadable):
                 raise Damaged(str(Fault(book, chain, row.seq, row.reason)))
-            events += isinstance(row, Link)
+            if isinstance(row, Link):
+                events += 1
+                if chain == PLATFORM and row.event.action == CHAIN_STARTED:
+                    started.add((book, row.event.target))
             write({"book": book, **_line(row)})
     seal = keys.seal_file(keys.current, digest.digest())
     write(

@@ -58,7 +58,8 @@ class Checker:
 
     `keys` gives the keys of a book; `signers` are the public Ed25519 keys of this installation.
     With `is_whole` a chain that is missing is a fault, or one that nobody announced; `announces`
-    says what the platform's chain of a book has been told since it was checked.
+    says what the platform's chain of a book has been told since it was checked, `begun` names the
+    books that must be there.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Checker:
         *,
         is_whole: bool = True,
         announces: Callable[[str, str], bool] = lambda _book, _chain: False,
+        begun: Collection[str] = (),
     ) -> None:
         self.events = 0
         self.chains = 0
@@ -75,7 +77,7 @@ class Checker:
         self._signers = signers
         self._is_whole = is_whole
         self._announces = announces
-        self._started: set[tuple[str, str]] = set()
+        self._started: set[tuple[str, str]] = {(book, PLATFORM) for book in begun}
         self._seen: set[tuple[str, str]] = set()
 
     def check(self, sections: Iterable[Section]) -> Iterator[Fault]:

@@ -80,13 +80,13 @@ def source_address(
     A hop that is no address (malformed, obfuscated, `unknown`) ends the walk at the one before it.
     """
     hop = peer
-    if not trusted or forwarded is None or not _is_within(hop, trusted):
+    if not trusted or forwarded is None or not is_within(hop, trusted):
         return hop
     for claimed in hops(forwarded.decode("latin-1")):
         if not _is_address(claimed):
             break
         hop = claimed
-        if not _is_within(hop, trusted):
+        if not is_within(hop, trusted):
             break
     return hop
 
@@ -131,7 +131,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_within(text: str, networks: Networks) -> bool:
+def is_within(text: str, networks: Networks) -> bool:
+    """Say whether a text is an address of one of these networks, v4 within v6 too."""
     try:
         parsed = ip_address(text)
     except ValueError:

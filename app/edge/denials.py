@@ -16,7 +16,7 @@ from app.edge.address import limit_group
 from app.edge.auth import Authenticator
 from app.edge.background import BackgroundWriter
 from app.edge.problem import status_of
-from app.errors import Forbidden, InvalidKey, LoggerError, RateLimited, Unauthenticated
+from app.errors import Elsewhere, Forbidden, InvalidKey, LoggerError, RateLimited, Unauthenticated
 from app.keys import shape
 from app.keys.principal import Principal
 from app.keys.shape import Presented
@@ -75,7 +75,7 @@ class Denials:
 
         `endpoint` is the method and the route's template; `principal` who was authenticated.
         """
-        if not isinstance(error, Unauthenticated | Forbidden | RateLimited):
+        if not isinstance(error, Unauthenticated | Forbidden | RateLimited | Elsewhere):
             return
         address = self._authenticator.source(scope)
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
@@ -105,6 +105,8 @@ class Denials:
         """Name the reason, as far as it can be known here, and the credential if it counts."""
         if isinstance(error, Forbidden):
             return reasons.of_forbidden(error.detail), None
+        if isinstance(error, Elsewhere):
+            return reasons.OTHER_CLIENT, None
         if isinstance(error, RateLimited):
             reason = reasons.of_limits(error.members["violated"])
             is_guess = reason == reasons.TOO_MANY_FAILURES and principal is None

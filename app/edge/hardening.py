@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from app.edge.address import Networks, limit_group
+from app.edge.address import Networks, is_within, limit_group
 from app.edge.problem import Headers
 from app.edge.request_id import new_request_id
 
@@ -82,8 +81,7 @@ class Connections:
             del self._open[name]
 
     def _is_trusted(self, host: str) -> bool:
-        address = ip_address(host.partition("%")[0])
-        return any(address in network for network in self.bounds.trusted)
+        return is_within(host.partition("%")[0], self.bounds.trusted)
 
 
 class Cors:

@@ -38,6 +38,7 @@ from app.edge.singles import Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
     Conflict,
+    Elsewhere,
     Forbidden,
     Invalid,
     LoggerError,
@@ -188,7 +189,7 @@ class IngestEndpoint:
             named = dict(parse_qsl(query_string.decode("latin-1"))).get("client_id")
         if principal.client_id is not None:
             if named not in {None, principal.client_id}:
-                raise NotFound
+                raise Elsewhere
             return principal.client_id
         if named is None or not SLUG.fullmatch(named):
             raise Invalid.parameter("client_id", "is required with an admin key")
@@ -198,6 +199,7 @@ class IngestEndpoint:
 
     async def _store_upload(self, upload: "_Upload", receive: Any, request_id: str) -> Reply:
         """Read, decode and commit; what the request holds and did not use is given back."""
+        upload = upload._replace(request_id=request_id)
         try:
             if upload.idempotency_key is not None:
                 return await self._store_once(upload, upload.idempotency_key, receive, request_id)
@@ -279,6 +281,7 @@ class IngestEndpoint:
         principal = upload.account.principal
         built = build_rows(records, principal.allowed_datasets, arrival)
         _check_datasets(built, len(records))
+        self._note_refused(upload, built)
         upload.access.datasets = {dataset for dataset, *_ in built.series}
         received = received_us(day, arrival)
         outcome = Outcome(
@@ -309,6 +312,14 @@ class IngestEndpoint:
             batch.idempotency = Idempotency(key, digest, _encode_outcome(outcome))
         receipt = await self._append(upload.account, batch)
         return outcome, receipt
+
+    def _note_refused(self, upload: "_Upload", built: Rows) -> None:
+        """Note that a batch had records for a dataset that is not its key's, once a batch."""
+        refused = next((one for _, one in built.rejections if one.dataset), None)
+        if refused is not None:
+            caller = upload.account.principal
+            error = Forbidden(refused.detail)
+            self._intake.denials.note(error, upload.request_id, ENDPOINT, upload.scope, caller)
 
     def _report(self, upload: "_Upload", body: bytes, records: list[Decoded]) -> None:
         """Tell of the service's own keys in a body, which holds only what may be shown of them."""
@@ -354,6 +365,7 @@ class _Upload(NamedTuple):
     share: Share
     scope: Any
     access: Pending
+    request_id: str = ""
     # Keys of ours that were in the body, and how long it was with them.
     found: Sequence[FoundKey] = ()
     body_bytes: int = 0

@@ -26,6 +26,13 @@ _RAW_PATH = PATH.encode()
 # Of a request's head, or of what stands between or behind the parts of its body: the parser gathers
 # it without an end, and a URL of more than this is refused as well.
 FIELD_BYTES_MAX = 64 * 1024
+# Requests behind one whose answer is under way. uvicorn reads on no further then, but one read may
+# bring thousands, each of which takes as much as any.
+PIPELINED_MAX = 64
+
+
+class TooManyError(Exception):
+    """More requests are pipelined than anybody needs."""
 
 
 class _NobodyWaits:
@@ -98,7 +105,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._prompt = self.app.prompt if isinstance(self.app, Edge) else None
+        self._prompt = None
+        if isinstance(self.app, Edge):
+            self._prompt = self.app.prompt
+            self.app.sees_peers = True
         # The parts of a body whose request has not been begun with.
         self._held: list[bytes] | None = None
         self._doors = self.app.connections if isinstance(self.app, Edge) else None
@@ -176,7 +186,9 @@ class EdgeProtocol(HttpToolsProtocol):
             self._refuse(431, f"The head of the request is larger than {FIELD_BYTES_MAX} bytes")
 
     def on_message_begin(self) -> None:
-        """Begin with the head of a request."""
+        """Begin with the head of a request; raise TooManyError for one more in a row."""
+        if len(self.pipeline) >= PIPELINED_MAX:
+            raise TooManyError
         self._has_head = False
         super().on_message_begin()
 
@@ -190,7 +202,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as any other fault, and close."""
-        self._refuse(400, msg)
+        if self.pipeline:
+            self.transport.close()  # the answers before it are not there yet
+        else:
+            self._refuse(400, msg)
 
     def _refuse(self, status: int, detail: str) -> None:
         request_id = new_request_id()

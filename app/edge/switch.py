@@ -34,11 +34,15 @@ class Edge:
         self.connections = Connections(bounds)
         self.ingest: ingest.IngestEndpoint | None = None
         self.prompt: PromptIngest | None = None
+        # Said by EdgeProtocol: what it gives as a client's address is the other end's.
+        self.sees_peers = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass one connection on."""
         kind = scope["type"]
         if kind == "http":
+            if not self.sees_peers:
+                scope = _without_borrowed_address(scope)
             more: Headers = []
             if self._cors is not None:
                 if self._cors.answers(scope):
@@ -101,3 +105,16 @@ class Edge:
             await send({"type": "lifespan.shutdown.complete"})
             return
         await send({"type": f"lifespan.{phase}.failed", "message": message})
+
+
+def _without_borrowed_address(scope: Any) -> Any:
+    """Forget an address that may be what X-Forwarded-For says, and not that of the other end.
+
+    uvicorn by itself believes that header of whoever is on this machine (`--no-proxy-headers` ends
+    that); whom to believe is for TRUSTED_PROXIES to say. No address is let in by none of them.
+    """
+    host = scope["client"][0].encode() if scope.get("client") else b""
+    for name, value in scope["headers"]:
+        if name == b"x-forwarded-for" and host and host in value:
+            return {**scope, "client": None}
+    return scope

@@ -13,7 +13,7 @@ without an end needs a key without one; what can be taken away by it is not boun
 
 from datetime import UTC, datetime
 
-from app.errors import Forbidden, NotFound
+from app.errors import Elsewhere, Forbidden
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import Principal
 from app.keys.restrictions import REPORT, compiled
@@ -23,7 +23,7 @@ from app.keys.roles import ADMIN, ROLES, effective_scopes
 def check_reach(asker: Principal | None, client_id: str | None) -> None:
     """Raise NotFound unless the asker may see what belongs to a client (None: the platform)."""
     if asker is not None and asker.client_id is not None and asker.client_id != client_id:
-        raise NotFound
+        raise Elsewhere
 
 
 def check_role(asker: Principal | None, role: object) -> None:

@@ -13,7 +13,13 @@ from app.columns import utc_now
 from app.errors import Invalid, fault
 from app.journal import redacted
 from app.keys.models import LIMIT_NAMES, ApiKey, Client
-from app.keys.restrictions import cidrs_fault, countries_fault, hours_fault, mode_fault
+from app.keys.restrictions import (
+    ENFORCE,
+    cidrs_fault,
+    countries_fault,
+    hours_fault,
+    mode_fault,
+)
 from app.keys.roles import ADMIN, ROLES, SCOPES
 from app.keys.token import CLIENT_ID_PATTERN, ENVIRONMENTS, PREFIX_PATTERN
 
@@ -99,8 +105,15 @@ def _faults(key: ApiKey) -> list[dict[str, Any]]:
         *_fault("allowed_cidrs", cidrs_fault(key.allowed_cidrs)),
         *_fault("allowed_countries", countries_fault(key.allowed_countries)),
         *_fault("allowed_hours", hours_fault(key.allowed_hours)),
-        *_fault("restrictions_mode", mode_fault(key.restrictions_mode)),
+        *_fault("restrictions_mode", mode_fault(key.restrictions_mode) or _idle_mode_fault(key)),
     ]
+
+
+def _idle_mode_fault(key: ApiKey) -> str | None:
+    # Else it would lie in wait for the first restriction, which then held nothing.
+    if key.is_restricted or key.restrictions_mode == ENFORCE:
+        return None
+    return "takes allowed_cidrs, allowed_countries or allowed_hours beside it"
 
 
 def _email_fault(address: str | None) -> str | None:

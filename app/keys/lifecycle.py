@@ -30,6 +30,7 @@ from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Principal
 from app.keys.records import Candidate, KeyRecord
 from app.keys.registry import IMPORTED, find_key, give_token
+from app.keys.restrictions import ENFORCE
 from app.keys.verifier import Peppers
 
 # Long enough to change a workflow by hand on the next working day.
@@ -74,6 +75,8 @@ def update_key(
         given_until = key.expires_at
         for name, value in changes.items():
             setattr(key, name, value)
+        if not key.is_restricted and "restrictions_mode" not in changes:
+            key.restrictions_mode = ENFORCE  # not to be lying in wait for the next restriction
         if key.is_active:
             key.quarantined_at = None
         check_key(key, changed=changes)

@@ -95,6 +95,12 @@ class ApiKey(SQLModel, table=True):
     deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
     @property
+    def is_restricted(self) -> bool:
+        """Say whether it may be used from some addresses, countries or at some hours alone."""
+        columns = (self.allowed_cidrs, self.allowed_countries, self.allowed_hours)
+        return any(column is not None for column in columns)
+
+    @property
     def ends_at(self) -> datetime | None:
         """Give the end of its life, by its own date or by the grace of a rotation."""
         return min((end for end in (self.expires_at, self.grace_until) if end), default=None)

@@ -58,6 +58,8 @@ class Countries:
             return None
         if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
             parsed = parsed.ipv4_mapped
+        if isinstance(parsed, IPv6Address) and not int(parsed) >> 32:
+            return None  # where the file keeps what it knows of v4
         try:
             return _code(self._reader.get(parsed))
         except (ValueError, RuntimeError, LookupError, TypeError):

@@ -66,7 +66,9 @@ class Findings:
         """Tell of a key that client `sender` sent in a log of `dataset` (None: not known)."""
         name = blake2b(key.text.encode(), digest_size=16).digest()
         now = time.monotonic()
-        if self._told.get(name, 0.0) > now or len(self._tasks) >= AT_ONCE_MAX:
+        is_told = self._told.get(name, 0.0) > now
+        # What is to be stopped is stopped each time: it may have been activated since.
+        if len(self._tasks) >= AT_ONCE_MAX or (is_told and self._quarantine is None):
             return
         self._told.pop(name, None)
         if len(self._told) >= REMEMBERED_MAX:

@@ -228,6 +228,31 @@ def test_why_a_caller_may_not(service: Service, admin: str) -> None:
             assert told["explanation"].endswith(f"({response.json()['detail']})")
 
 
+def test_a_batch_that_is_refused_in_part(service: Service, admin: str) -> None:
+    """One good record hides no probing of datasets: the batch is told of, once."""
+    key = service.key("part", allowed_datasets=["default"])
+    response = service.post([record(), *(record(dataset=f"d{n}") for n in range(3))], key)
+    assert (response.status_code, response.json()["rejected"]) == (201, 3)
+    told = denial(service, admin, response)
+    assert (told["reason"], told["client_id"]) == ("dataset_not_allowed", "part")
+    assert "'d0'" in told["explanation"]
+
+
+def test_what_is_another_client_s(service: Service, admin: str) -> None:
+    """Whoever asks for what is another client's is told of nothing, and is told of."""
+    key, other = service.key("prober", role="owner"), service.key("probed")
+    for method, path in (
+        ("GET", f"/api/v1/api-keys/{key_id_of(other)}"),
+        ("DELETE", f"/api/v1/api-keys/{key_id_of(other)}"),
+        ("GET", f"{LOGS}?client_id=probed"),
+        ("GET", "/api/v1/clients/probed"),
+    ):
+        response = service.request(method, path, key)
+        problem(response, 404, "Not found")
+        told = denial(service, admin, response)
+        assert (told["reason"], told["client_id"]) == ("other_client", "prober")
+
+
 def test_too_many_failures(tmp_path: Path) -> None:
     """A refusal for too many failures says so, and whose key was tried."""
     with running(tmp_path, auth_failures_per_minute=1) as service:
@@ -345,7 +370,8 @@ def test_accesses_are_paged(service: Service, admin: str) -> None:
     assert accesses(service, owner, **{"from": later}) == []
     assert len(accesses(service, owner, **{"from": "-1h", "to": later})) >= 7
     assert len(accesses(service, admin, limit=1)) == 1
-    for bad in ("x", "é", base64.urlsafe_b64encode(b"[1]").decode()):
+    far = b'["k",9223372036854775808,"","","","",""]'
+    for bad in ("x", "é", *(base64.urlsafe_b64encode(one).decode() for one in (b"[1]", far))):
         problem(service.get(ACCESS, owner, params={"cursor": bad}), 422)
     problem(service.get(ACCESS, owner, params={"from": "yesterday"}), 422)
     problem(service.get(ACCESS, owner, params={"limit": "0"}), 422)

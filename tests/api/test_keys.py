@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.sqlite import sqlite3
@@ -848,3 +849,18 @@ def test_of_two_creations_with_one_name_one_makes(service: Service, owner: str) 
     replies = service.run(scenario())
     assert len({one["id"] for one in replies}) == 1
     assert sum("key" in one for one in replies) == 1
+
+
+def test_a_dry_run_takes_restrictions(service: Service, admin: str) -> None:
+    """A key without restrictions can't be made ready to ignore the first ones that it gets."""
+    made = service.post({"client_id": "acme", "name": "k"}, admin, path=KEYS).json()
+    path = f"{KEYS}/{made['key_id']}"
+
+    def patch(**changes: Any) -> httpx.Response:
+        return service.request("PATCH", path, admin, json=changes)
+
+    body = problem(patch(restrictions_mode="report"), 422)
+    assert body["errors"][0]["field"] == "restrictions_mode"
+    assert patch(restrictions_mode="report", allowed_cidrs=["10.0.0.0/8"]).status_code == 200
+    assert patch(allowed_cidrs=None).json()["restrictions_mode"] == "enforce"
+    assert patch(allowed_cidrs=["10.0.0.0/8"]).json()["restrictions_mode"] == "enforce"

@@ -344,7 +344,7 @@ def test_no_key_gives_away_its_restrictions(service: Service, clock: Clock, clie
         {"allowed_cidrs": ["198.51.0.0/16"]},
         {"allowed_countries": ["DE", "FR"]},
         {"allowed_hours": parse_hours("mon-fri 09:00-18:00")},
-        {"restrictions_mode": "report"},
+        {"restrictions_mode": "report", "allowed_cidrs": [INSIDE]},
     ):
         problem(make(**asked), 403)
         for key_id in (key_id_of(owner), made["key_id"]):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from app.edge.protocol import PIPELINED_MAX
 from loadtests.server import Server, make_key, start_product
 from tests.support import DEADLINE_S, LOGS, Json, eventually, gzipped, record
 
@@ -409,3 +410,16 @@ def test_a_trailer_without_end_is_cut_off(site: Site) -> None:
                 wire.send(b"x: y\r\n" * 4096)
                 sent += 6 * 4096
         assert sent < 4 * 1024**2
+
+
+def test_a_flood_of_pipelined_requests_is_cut_off(site: Site) -> None:
+    """One read may bring thousands of requests: they take no more memory than a few."""
+    before = site.server.rss_bytes()
+    for _ in range(5):
+        with site.wire() as wire, suppress(OSError):
+            wire.send(b"GET /x HTTP/1.1\r\n\r\n" * 12_000)
+            assert wire.reader.read().count(b"HTTP/1.1 404") <= 2 * PIPELINED_MAX
+    assert site.server.rss_bytes() - before < 40 * 1024**2
+    with site.wire() as wire:
+        wire.send(site.post(BODY))
+        assert wire.answer().status == 201

@@ -120,6 +120,50 @@ def test_tampering_is_found(history: Path, tmp_path: Path, statement: str, told:
     assert HOLDS not in found.stdout
 
 
+@pytest.mark.parametrize(
+    ("file", "statements", "told"),
+    [
+        (
+            "activity.db",
+            ["UPDATE alembic_version SET version_num = '0002'"],
+            "activity: chain '*', event 1: the whole chain is missing\n",
+        ),
+        (
+            "activity.db",
+            [f"DELETE FROM audit_{name}" for name in ("events", "heads", "checkpoints")],
+            "activity: chain '*', event 1: the whole chain is missing\n",
+        ),
+        (
+            "control.db",
+            [f"DELETE FROM audit_{name}" for name in ("events", "heads", "checkpoints")],
+            "control: chain '*', event 1: the whole chain is missing\n",
+        ),
+    ],
+    ids=["outdated", "activity", "control"],
+)
+def test_an_emptied_book_is_missed(
+    history: Path, tmp_path: Path, file: str, statements: list[str], told: str
+) -> None:
+    """Where all of a book has gone, or it can't be read as one, that is a fault."""
+    data_dir = tmp_path / "data"
+    shutil.copytree(history / "data", data_dir, ignore=NO_LOGS)
+    with closing(sqlite3.connect(data_dir / file, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    found = audit(data_dir, "verify")
+    assert (found.returncode, told in found.stdout) == (1, True), found
+
+
+def test_a_removed_book_is_missed(history: Path, tmp_path: Path) -> None:
+    """Without the file of refusals, the other one tells that there was one."""
+    data_dir = tmp_path / "data"
+    shutil.copytree(history / "data", data_dir, ignore=NO_LOGS)
+    for path in data_dir.glob("activity.db*"):
+        path.unlink()
+    found = audit(data_dir, "verify")
+    assert (found.returncode, "activity: chain '*'" in found.stdout) == (1, True), found
+
+
 def test_an_older_state_is_told_by_the_log(history: Path) -> None:
     """A whole database put back holds in itself; the service's own log knows of later events."""
     log = history / "log"

@@ -13,7 +13,16 @@ import pytest
 
 from app.keys.database import open_current
 from app.sqlite import sqlite3
-from loadtests.server import HOST, ROOT, Server, free_port, make_key, product_env, start_product
+from loadtests.server import (
+    HOST,
+    ROOT,
+    Server,
+    free_port,
+    make_admin_key,
+    make_key,
+    product_env,
+    start_product,
+)
 from tests.process.service import PATH, Load, ask, check_stored, is_up, wait_until
 
 KEY = re.compile(r"cl_(?:admin|live_demo)_[0-9A-Za-z]{61}")
@@ -250,6 +259,32 @@ def test_uvicorn_serves_it_too(tmp_path: Path) -> None:
                 server.kill()
                 server.wait()
     check_stored(tmp_path, "acme", load)
+
+
+def test_uvicorn_lends_nobody_an_address(tmp_path: Path) -> None:
+    """Where uvicorn believes X-Forwarded-For, what it says lets nobody in."""
+    key = make_key(tmp_path, "acme")
+    admin = make_admin_key(tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)]
+    path = f"/api/v1/api-keys/{key[-61:-49]}"
+    with (tmp_path / "output").open("wb") as output:
+        server = psutil.Popen(
+            command, cwd=ROOT, env=product_env(tmp_path), stdout=output, stderr=output
+        )
+        try:
+            wait_until(lambda: is_up(port), "the server")
+            headers = {"X-API-Key": admin, "Content-Type": "application/json"}
+            body = b'{"allowed_cidrs": ["10.0.0.0/8"]}'
+            assert ask(port, "PATCH", path, body, headers)[0] == 200
+            log = b'{"environment":"dev","executed_at":0,"status":"OK"}'
+            for forwarded in ("10.0.0.1", "10.0.0.1:1234", "1.2.3.4, 10.0.0.1"):
+                lent = {"X-API-Key": key, "X-Forwarded-For": forwarded}
+                assert ask(port, "POST", "/api/v1/logs", log, lent)[0] == 403
+                assert ask(port, "GET", "/api/v1/logs", headers=lent)[0] == 403
+        finally:
+            server.terminate()
+            server.wait(15)
 
 
 def test_uvicorn_refuses_a_bad_setting_with_one_line(tmp_path: Path) -> None:

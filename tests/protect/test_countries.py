@@ -29,6 +29,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (FRENCH, "FR"),
         (AMERICAN, "US"),
         (f"::ffff:{GERMAN}", "DE"),
+        (f"::{GERMAN}", None),  # no v4 address, though the file keeps those there
         (REGISTERED, None),
         ("10.0.0.1", None),
         ("fe80::1%eth0", None),
