@@ -105,16 +105,23 @@ class WriterLink:
         return received
 
 
-def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> None:
-    """Seal all logs of the clients of a day of which so many wait."""
+def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> bool:
+    """Seal all logs of the clients of a day of which so many wait; say whether there were any."""
+    has_sealed = False
     with _opened(directory, day, link) as db:
-        _seal_clients(db, day, waiting_logs, link)
+        has_sealed = _seal_clients(db, day, waiting_logs, link)
+    return has_sealed
 
 
-def tidy_day(directory: Path, day: int, link: WriterLink) -> None:
-    """Pack blocks anew of which something was erased, and leave nothing of it in the file."""
+def tidy_day(directory: Path, day: int, link: WriterLink) -> bool:
+    """Pack blocks anew of which something was erased, and leave nothing of it in the file.
+
+    Say whether there was anything to do.
+    """
+    has_tidied = False
     with _opened(directory, day, link) as db:
-        _tidy(db, day, link)
+        has_tidied = _tidy(db, day, link)
+    return has_tidied
 
 
 @contextmanager
@@ -132,10 +139,10 @@ def _opened(directory: Path, day: int, link: WriterLink) -> Iterator[sqlite3.Con
         db.close()
 
 
-def _tidy(db: sqlite3.Connection, day: int, link: WriterLink) -> None:
+def _tidy(db: sqlite3.Connection, day: int, link: WriterLink) -> bool:
     stale = find_stale(db)
     if not stale:
-        return
+        return False
     for id_, erasures in stale.items():
         rewrite = None if id_ & WHOLE == WHOLE else build_rewrite(db, day, id_, erasures)
         if rewrite is not None:
@@ -145,10 +152,11 @@ def _tidy(db: sqlite3.Connection, day: int, link: WriterLink) -> None:
     _seal_clients(db, day, 1, link)
     left = find_stale(db)
     if any(id_ & WHOLE != WHOLE for id_ in left):
-        return  # there were more erasures meanwhile: another time
+        return True  # there were more erasures meanwhile: another time
     for _ in range(SCRUBS_MAX):
         if _ask(link, Scrub(0, day, left)):
-            return
+            break
+    return True
 
 
 def _ask(link: WriterLink, asked: Rewrite | Scrub) -> bool:
@@ -158,14 +166,17 @@ def _ask(link: WriterLink, asked: Rewrite | Scrub) -> bool:
     return done
 
 
-def _seal_clients(db: sqlite3.Connection, day: int, waiting_logs: int, link: WriterLink) -> None:
+def _seal_clients(db: sqlite3.Connection, day: int, waiting_logs: int, link: WriterLink) -> bool:
+    has_sealed = False
     for client in find_full(db, waiting_logs):
         span_us = find_span(db, client) if waiting_logs >= BLOCK_LOGS else inf
         for seal in build_seals(db, day, client, span_us):
             started = time.monotonic()
             if not link.seal(seal):
                 break  # logs have gone, or the disk is full: another time
+            has_sealed = True
             link.wait(time.monotonic() - started)  # half of the writer's time at most
+    return has_sealed
 
 
 def _run(directory: Path, link: WriterLink) -> None:
@@ -175,19 +186,28 @@ def _run(directory: Path, link: WriterLink) -> None:
         started = time.monotonic()
         today = int(time.time() // 86_400)
         is_past_due = today > past_until or started >= past_at
+        has_worked = False
         for day, path in sorted(list_days(directory).items()):
             try:
-                tidy_day(directory, day, link)
+                has_worked |= tidy_day(directory, day, link)
                 if day >= today:
-                    seal_day(directory, day, WAITING_LOGS, link)
+                    has_worked |= seal_day(directory, day, WAITING_LOGS, link)
                 elif is_past_due:
-                    seal_day(directory, day, 1, link)
+                    has_worked |= seal_day(directory, day, 1, link)
             except (FileNotFoundError, sqlite3.OperationalError):
                 if path.exists():
                     raise  # else all of its logs have expired meanwhile
         if is_past_due:
             past_at, past_until = started + PAST_EVERY_S, today
-        link.wait(max(PAUSE_S, (time.monotonic() - started) / LOOKING_PART_MAX))
+        link.wait(pause_s(time.monotonic() - started, has_worked=has_worked))
+
+
+def pause_s(elapsed_s: float, *, has_worked: bool) -> float:
+    """Return how long to wait after a look that took so long: where there was work, there is more.
+
+    A look that found nothing is paid for with many times its time.
+    """
+    return PAUSE_S if has_worked else max(PAUSE_S, elapsed_s / LOOKING_PART_MAX)
 
 
 def main() -> int:

@@ -16,7 +16,14 @@ from app.logs.search import parse_search
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_LOGS
 from app.storage.sqlite.schema import day_path, list_days
-from app.storage.sqlite.sealer import WriterGone, WriterLink, seal_day
+from app.storage.sqlite.sealer import (
+    LOOKING_PART_MAX,
+    PAUSE_S,
+    WriterGone,
+    WriterLink,
+    pause_s,
+    seal_day,
+)
 from app.storage.sqlite.sealing import SEAL_LOGS, WAITING_LOGS, Client, build_seals
 from app.storage.sqlite.store import SqliteLogStore
 from tests.storage.batches import ORDERS, append, make_batch, read_all, record
@@ -91,6 +98,13 @@ async def test_many_logs_are_sealed_by_themselves(
     await _until(lambda: _count(path, "sealed") == WAITING_LOGS)
     assert _count(path, "logs") == 1
     assert await read_all(sqlite_store, LogQuery("acme", limit=1000)) == before
+
+
+def test_work_is_not_paid_for_with_idleness() -> None:
+    """However long it sealed, the sealer looks again soon; only looks in vain are made rare."""
+    assert pause_s(600.0, has_worked=True) == PAUSE_S
+    assert pause_s(0.001, has_worked=False) == PAUSE_S
+    assert pause_s(0.5, has_worked=False) == 0.5 / LOOKING_PART_MAX
 
 
 async def test_a_day_that_is_over_is_sealed_whole(open_stores: MakeStore, directory: Path) -> None:
