@@ -12,8 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
@@ -107,10 +106,7 @@ class WriterLink:
 
 def seal_day(directory: Path, day: int, waiting_logs: int, link: WriterLink) -> bool:
     """Seal all logs of the clients of a day of which so many wait; say whether there were any."""
-    has_sealed = False
-    with _opened(directory, day, link) as db:
-        has_sealed = _seal_clients(db, day, waiting_logs, link)
-    return has_sealed
+    return _within(directory, day, link, lambda db: _seal_clients(db, day, waiting_logs, link))
 
 
 def tidy_day(directory: Path, day: int, link: WriterLink) -> bool:
@@ -118,23 +114,22 @@ def tidy_day(directory: Path, day: int, link: WriterLink) -> bool:
 
     Say whether there was anything to do.
     """
-    has_tidied = False
-    with _opened(directory, day, link) as db:
-        has_tidied = _tidy(db, day, link)
-    return has_tidied
+    return _within(directory, day, link, lambda db: _tidy(db, day, link))
 
 
-@contextmanager
-def _opened(directory: Path, day: int, link: WriterLink) -> Iterator[sqlite3.Connection]:
-    """Open a day file; have it put aside if it shows damage."""
+def _within(
+    directory: Path, day: int, link: WriterLink, work: Callable[[sqlite3.Connection], bool]
+) -> bool:
+    """Work on a day file; have it put aside if it shows damage. Say whether anything was done."""
     path = day_path(directory, day).absolute()
     inode = path.stat().st_ino
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         with damage_named(day, inode):
-            yield db
+            return work(db)
     except CorruptDay as damage:
         link.set_aside(damage)
+        return False
     finally:
         db.close()
 
