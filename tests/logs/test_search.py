@@ -240,6 +240,8 @@ def test_marks_without_end_take_no_time_without_end() -> None:
     """
     text = "a" + "\u0301" * 250_000 + "\u0323" * 250_000
     assert len(words(f"{text} next")) == 2
+    # Of two planes, in turn.
+    fold("a" + "\u0301\U0001d165" * 100_000 + "\u0323\U0001e8d0" * 100_000)
     assert not parse_search("b").matches([text])
     few = "a" + "\u0301\u0323" * 15
     assert words(few) == words("a" + "\u0323\u0301" * 15)
