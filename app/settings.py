@@ -233,7 +233,11 @@ class Settings(BaseSettings):
     @field_validator("api_keys_file", "geoip_database", "tls_certificate", "tls_key")
     @classmethod
     def _readable(cls, value: str) -> str:
-        if value and not (Path(value).is_file() and os.access(value, os.R_OK)):
+        try:
+            is_readable = not value or (Path(value).is_file() and os.access(value, os.R_OK))
+        except OSError:  # too long for a name, say
+            is_readable = False
+        if not is_readable:
             raise ValueError("is not a file that can be read")
         return value
 
@@ -286,14 +290,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_that_differ(self) -> Self:
-        if self.api_key_default and self.api_key_default == self.api_key_admin:
-            raise ValueError("API_KEY_DEFAULT: the same key as in API_KEY_ADMIN")
-        for name, key in (
-            ("API_KEY_ADMIN", self.api_key_admin),
-            ("API_KEY_DEFAULT", self.api_key_default),
-        ):
+        named = {
+            "API_KEY_ADMIN": self.api_key_admin,
+            "API_KEY_DEFAULT": self.api_key_default,
+            "INITIAL_ADMIN_KEY": self.initial_admin_key,
+        }
+        former: dict[str, str] = {}
+        for name, key in named.items():
             if key and key in self.api_keys:
                 raise ValueError(f"API_KEYS: the same key as in {name}")
+            if key and key in former:
+                raise ValueError(f"{name}: the same key as in {former[key]}")
+            former[key] = name
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ def test_example_shows_the_defaults() -> None:
         ("ROTATION_DAYS_LIVE", "99999999999", "36500"),
         ("DEFAULT_LOGS_PER_MINUTE", "9" * 30, str(2**62)),
         ("HEAD_TIMEOUT_S", "inf", "86400"),
+        ("TLS_KEY", "k" * 5000, "is not a file that can be read"),
         ("TRUSTED_PROXIES", "\udcff", "UTF-8"),
         ("HOST", "\udcff", "UTF-8"),
         ("PORT", "http", "valid integer"),
@@ -101,6 +102,9 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
         ("API_KEY_ADMIN", "API_KEY_DEFAULT"),
         ("API_KEY_ADMIN", "API_KEYS"),
         ("API_KEY_DEFAULT", "API_KEYS"),
+        ("INITIAL_ADMIN_KEY", "API_KEYS"),
+        ("API_KEY_ADMIN", "INITIAL_ADMIN_KEY"),
+        ("API_KEY_DEFAULT", "INITIAL_ADMIN_KEY"),
     ],
 )
 def test_a_key_stands_in_one_setting_only(

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, inspect, or_
 from sqlmodel import Session, col, select
 
 from app.audit.chain import ChainKeys
+from app.audit.models import AuditHead
 from app.errors import Invalid, StorageUnavailable
 from app.keys.changes import Author
 from app.keys.clients import add_client
@@ -185,7 +186,11 @@ def _check_unused(database: Path, secret: Path) -> None:
     engine = sqlite_engine(database)
     try:
         with reading(engine) as session:
-            is_used = inspect(session.connection()).has_table("api_keys") and any_key(session)
+            tables = inspect(session.connection()).get_table_names()
+            is_used = "api_keys" in tables and any_key(session)
+            # Keys of the settings have no rows; what they did is sealed under the secret as well.
+            if "audit_heads" in tables:
+                is_used |= session.scalars(select(AuditHead.chain).limit(1)).first() is not None
     except StorageUnavailable as error:
         raise StartRefused(f"{database}: {error.reason}") from error
     finally:
@@ -193,8 +198,8 @@ def _check_unused(database: Path, secret: Path) -> None:
     # Who starts together with another finds its keys only after its secret.
     if is_used and not secret.exists():
         raise StartRefused(
-            f"{secret} is not there, and the keys in {database} were made under it, or under a"
-            " SECRET_KEY: no key works without"
+            f"{secret} is not there, and what is in {database} was made under it, or under a"
+            " SECRET_KEY: nothing of that works without"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from app.keys.bootstrap import FirstKeys, check_secrets, first_start, open_secrets
+from app.keys.bootstrap import FirstKeys, check_secrets, first_start, open_secrets, see_clients
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import StartRefused, embedded_url, open_current, open_engine, reading
 from app.keys.imports import import_key
@@ -40,6 +40,16 @@ def test_a_lost_secret_is_not_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "secret.key").exists()
     (tmp_path / "kept").rename(tmp_path / "secret.key")
     assert open_secrets(tmp_path, ())
+
+
+def test_nor_where_something_was_sealed(tmp_path: Path) -> None:
+    """Keys of the settings leave no row; that a client was made for one is sealed all the same."""
+    engine = open_current("", tmp_path)
+    see_clients(engine, ["acme"], by=BY)
+    engine.dispose()
+    with pytest.raises(StartRefused, match=r"secret\.key is not there"):
+        open_secrets(tmp_path, ())
+    assert not (tmp_path / "secret.key").exists()
 
 
 def test_secrets_of_another_server_are_refused(tmp_path: Path) -> None:
