@@ -65,7 +65,7 @@ class Exchange:
 
     def __init__(self, protocol: "EdgeProtocol", body: bytes) -> None:
         self.client = protocol.client
-        self.headers = protocol.headers
+        self.headers = protocol.head
         self.body = body
         self._protocol = protocol
         self.scope = protocol.scope
@@ -119,6 +119,7 @@ class EdgeProtocol(HttpToolsProtocol):
         # Bytes in a row that were neither the end of a head nor of a body.
         self._field_bytes = 0
         self._has_head = False
+        self.head: list[tuple[bytes, bytes]] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a client in, unless its address has too many connections."""
@@ -192,14 +193,6 @@ class EdgeProtocol(HttpToolsProtocol):
         self._has_head = False
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a field of the head, and leave out those of a trailer (RFC 9110, 6.5.1).
-
-        uvicorn would append them to the head's, and a key or an address is not to come so late.
-        """
-        if not self._has_head:
-            super().on_header(name, value)
-
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as any other fault, and close."""
         if self.pipeline:
@@ -222,6 +215,9 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hold back what may be taken whole."""
         self._has_head = True
+        # What comes from here on is a trailer (RFC 9110, 6.5.1), which uvicorn would put with the
+        # head: a key or an address is not to come so late. A look at each field would cost more.
+        self.head, self.headers = self.headers, []
         self._field_bytes = 0
         if (
             self.url == _RAW_PATH
@@ -233,7 +229,13 @@ class EdgeProtocol(HttpToolsProtocol):
         ):
             self._held = []
         else:
-            super().on_headers_complete()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Begin with a request the way uvicorn does, which looks at the head once more."""
+        self.headers = self.head
+        super().on_headers_complete()
+        self.headers = []
 
     def on_chunk_header(self) -> None:
         """Pass on a body in chunks, which may end in headers of its own."""
@@ -271,7 +273,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _pass_on(self) -> None:
         """Begin with the request that was held back, the way uvicorn does."""
         held, self._held = self._held or [], None
-        super().on_headers_complete()
+        self._begin()
         for part in held:
             super().on_body(part)
 
