@@ -83,7 +83,7 @@ def run_export(server: Server, key: str, query: str = "", encoding: str = "ident
 
 
 def await_sealed(data_dir: Path) -> None:
-    """Wait until what was stored is sealed, which takes a core for some minutes of each million.
+    """Wait until what was stored is sealed, but for what waits for more of its like.
 
     Raises ServerError where it takes too long.
     """
