@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.delivery.smtp import parse_mailbox, parse_server
+from app.edge.redis_url import check_redis_url
 from app.keys.token import token_fault
 from app.keys.verifier import SECRET_LENGTH_MIN
 
@@ -219,13 +220,9 @@ class Settings(BaseSettings):
     @field_validator("rate_limit_storage_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        # No fault repeats the value, which may hold a password.
         if not value:
             return value
-        if not re.fullmatch(
-            r"rediss?://([^/\s]*@)?([^/\s@:\[]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/\d*)?(\?\S*)?", value
-        ):
-            raise ValueError("is not a redis:// or rediss:// URL of host, port and number")
+        check_redis_url(value)
         if find_spec("redis") is None:
             raise ValueError("needs pip install 'central-logger[redis]'")
         return value

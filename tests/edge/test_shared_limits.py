@@ -372,13 +372,53 @@ def test_by_tls(server: RedisServer, redis: "Redis", tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:s3cret@host:port/0", "http://:s3cret@host", "redis://:s3cret@", "s3cret"]
+    ("url", "fault"),
+    [
+        ("redis://:s3cret@host:port/0", "is not a redis"),
+        ("http://:s3cret@host", "is not a redis"),
+        ("redis://:s3cret@", "is not a redis"),
+        ("s3cret", "is not a redis"),
+        ("redis://:a?s3cret=b@host", "is not a redis"),
+        ("redis://user?s3cret=b@host", "is not a redis"),
+        ("redis://:s3cret@[::1:6379", "is not a redis"),
+        ("redis://:s3cret@[1:2]", "has a host or a port"),
+        ("redis://:s3cret@host:99999", "has a host or a port"),
+        ("redis://:s3cret@host:0", "has a port that is not 1 to 65535"),
+        ("redis://:s3cret@host?s3cret=1", "has an option that is none of db, "),
+        ("redis://host?socket_timeout=s3cret", "has an option that is none of db, "),
+        ("redis://host?ssl_ca_certs=s3cret", "has an option that is none of db, .*rediss://"),
+        ("redis://host?db=s3cret", "option db is not a whole number"),
+        ("redis://host?db=1&db=2", "option db is not a whole number, once"),
+        ("redis://host?password=s3cret&client_name=s3cret%20", "option client_name is not ASCII"),
+        ("rediss://host?ssl_ca_certs=/no/such/s3cret", r"option ssl_ca_certs .*\(No such file"),
+        ("rediss://host?ssl_ca_certs=/etc/hostname", r"option ssl_ca_certs can't be used \("),
+        ("rediss://host?ssl_ca_path=/no/such/s3cret", "option ssl_ca_path is not a directory"),
+        ("rediss://host?ssl_keyfile=/s3cret", "option ssl_keyfile goes with ssl_certfile"),
+        ("rediss://host?ssl_certfile=/s3cret", "option ssl_certfile can't be used"),
+        ("rediss://host?ssl_cert_reqs=s3cret", "option ssl_cert_reqs is not none, optional"),
+        ("rediss://host?ssl_check_hostname=s3cret", "option ssl_check_hostname is not true"),
+    ],
 )
-def test_a_bad_url_stops_the_start(url: str) -> None:
-    """What is no URL of a Redis is refused in one line, which does not repeat the password."""
-    with pytest.raises(BadSetting, match=r"^RATE_LIMIT_STORAGE_URL: is not a redis") as caught:
+def test_a_bad_url_stops_the_start(url: str, fault: str) -> None:
+    """What can't be connected with is refused in one line, which does not repeat the password."""
+    begin = f"^RATE_LIMIT_STORAGE_URL: {fault}.*; example: RATE_LIMIT_STORAGE_URL=rediss://"
+    with pytest.raises(BadSetting, match=begin) as caught:
         load_settings(rate_limit_storage_url=url)
     assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_good_url_says_can_be_connected_with(tmp_path: Path) -> None:
+    """Each option that is let through is one that the client takes."""
+    certificate = make_certificate(tmp_path)
+    options = [
+        *("db=3", "username=u", "password=p%40", "client_name=logger"),
+        *(f"ssl_{name}={certificate}" for name in ("ca_certs", "certfile")),
+        *("ssl_cert_reqs=none", "ssl_check_hostname=False", f"ssl_ca_path={certificate.parent}"),
+        *("ssl_password=p", f"ssl_keyfile={certificate}"),
+    ]
+    for url in ("redis://u:p%3F@[::1]:6380/2", f"rediss://:p@h@ost.example/?{'&'.join(options)}"):
+        RedisWindows(load_settings(rate_limit_storage_url=url).rate_limit_storage_url, 1.0)
 
 
 @asynccontextmanager
