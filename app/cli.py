@@ -18,6 +18,7 @@ import typer
 
 from app import __version__
 from app.errors import StorageUnavailable
+from app.journal import redacted
 from app.settings import SERVER_LOCK, BadSetting, Settings, load_settings, with_example
 
 if TYPE_CHECKING:
@@ -293,11 +294,11 @@ def _hold(settings: Settings) -> TextIO:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = (settings.data_dir / SERVER_LOCK).open("w")
     except OSError as error:
-        _refuse(with_example(f"DATA_DIR: {error.filename}: {error.strerror}"))
+        _refuse(with_example(f"DATA_DIR: {error.strerror}"))
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        _refuse(f"DATA_DIR: another server runs on {settings.data_dir}")
+        _refuse("DATA_DIR: another server runs on it")
     return held
 
 
@@ -309,7 +310,7 @@ def _share_metrics() -> str:
 
 
 def _refuse(message: str, *, code: int = 1) -> NoReturn:
-    typer.echo(f"central-logger: {message}", err=True)
+    typer.echo(redacted(f"central-logger: {message}"), err=True)
     raise typer.Exit(code)
 
 

@@ -163,18 +163,22 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for part in value:
-            ip_network(part, strict=False)
+        # Told by number, as of all lists: what stands there by mistake may be a secret.
+        for number, part in enumerate(value, 1):
+            try:
+                ip_network(part, strict=False)
+            except ValueError:
+                raise ValueError(f"entry {number} is no address or CIDR") from None
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
+        for number, origin in enumerate(value, 1):
             if not re.fullmatch(
                 r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?", origin
             ):
-                raise ValueError(f"is not an origin as browsers send it: {origin!r}")
+                raise ValueError(f"entry {number} is not an origin as browsers send it")
         return value
 
     @field_validator("secret_key")

@@ -44,7 +44,7 @@ def test_example_shows_the_defaults() -> None:
         ("PORT", "http", "valid integer"),
         ("PORT", "70000", "65535"),
         ("REQUIRE_API_KEY", "perhaps", "boolean"),
-        ("TRUSTED_PROXIES", "10.0.0.0/99", "10.0.0.0/99"),
+        ("TRUSTED_PROXIES", "::1,10.0.0.0/99", "entry 2 is no address"),
         ("SECRET_KEY", "short", "16"),
         ("PUBLIC_URL", "nourl", "URL"),
         ("SMTP_URL", "mail.example.com", "smtp://"),
@@ -94,6 +94,25 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(BadSetting, match=name) as refused:
                 load_settings()
         assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
+def test_no_fault_repeats_a_value(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever setting a key is pasted into, alone or among other text, no fault shows it."""
+    secret = f"cl_live_acme_{'hunter2' * 9}"
+    forms = (
+        *("{}", "1,{}", "https://x.example,{}", "/{}", "https://{}@x.example/?", "redis://{}/{}"),
+        *("redis://x?{}={}", "smtp://x:{}", "smtp://{}", "x <{}>", '{"{}": "{}"}', "{{}"),
+    )
+    told = []
+    for form in forms:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, form.replace("{}", secret))
+            try:
+                load_settings()
+            except BadSetting as refused:
+                told.append(str(refused))
+    assert not any("hunter2" in line for line in told)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class KeysFile:
         try:
             content = self._read()
         except OSError as error:
-            raise StartRefused(f"{KEYS_FILE}: {error}") from error
+            raise StartRefused(f"{KEYS_FILE}: {error.strerror}") from error
         self._digest = blake2b(content).digest()
         return _entries(content)
 
@@ -149,7 +149,7 @@ class KeysFile:
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise StartRefused(f"{KEYS_FILE}: {self._path} is not a file")
+                raise StartRefused(f"{KEYS_FILE}: is not a file")
             content = file.read(FILE_BYTES_MAX + 1)
         changes_s = found.st_mtime, found.st_ctime
         is_settled = all(abs(time.time() - at_s) > FILE_CLOCK_S for at_s in changes_s)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from maxminddb import Reader
 
 SETTING = "GEOIP_DATABASE"
-EXAMPLE = "/var/lib/GeoIP/GeoLite2-Country.mmdb"
 # Countries move slowly: a new file may wait for two of these.
 FILE_POLL_S = 5.0
 # The biggest there are, of cities, have 130 MB.
@@ -42,8 +41,10 @@ class Countries:
         self._poll_s = poll_s
         try:
             self._seen, self._reader = _read(self._path)
-        except (OSError, ValueError) as error:
-            raise StartRefused(f"{SETTING}: {error}; example: {SETTING}={EXAMPLE}") from None
+        except OSError as error:
+            raise StartRefused(f"{SETTING}: {error.strerror}") from None
+        except ValueError as error:
+            raise StartRefused(f"{SETTING}: {error}") from None
         self._task: asyncio.Task[None] | None = None
         self.generation = 0  # grows when other answers may be given
 
@@ -102,27 +103,25 @@ class Countries:
 
 
 def _read(path: Path) -> tuple[_Identity, "Reader"]:
-    """Read a file; raises OSError, or ValueError for what is no such database."""
+    """Read a file; raises OSError, or ValueError, without its path, for no such database."""
     try:
         import maxminddb  # noqa: PLC0415  # an extra
     except ImportError:
         raise ValueError("needs: pip install 'central-logger[geoip]'") from None
     if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for its writer
-        raise ValueError(f"{path} is not a file")
+        raise ValueError("is not a file")
     with path.open("rb") as file:
         found = os.fstat(file.fileno())
         content = file.read(FILE_BYTES_MAX + 1)
     if len(content) > FILE_BYTES_MAX:
-        raise ValueError(f"{path} has more than {FILE_BYTES_MAX} bytes")
+        raise ValueError(f"has more than {FILE_BYTES_MAX} bytes")
     try:
         reader = maxminddb.open_database(BytesIO(content), maxminddb.MODE_FD)
         names_any = any(_code(record) for _, record in islice(reader, SAMPLE_NETWORKS))
     except (RuntimeError, LookupError, TypeError):  # its own are RuntimeErrors
-        raise ValueError(f"{path} is not a MaxMind database") from None
+        raise ValueError("is not a MaxMind database") from None
     if not names_any:
-        raise ValueError(
-            f"{path} names no countries; its type is {reader.metadata().database_type}"
-        )
+        raise ValueError(f"names no countries; its type is {reader.metadata().database_type}")
     return _identity_of(found), reader
 
 
