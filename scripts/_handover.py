@@ -100,6 +100,7 @@ def telling(outcome: object) -> Iterator[None]:
         let_in()
         yield
         sys.stdout.flush()
+        keep_out()
     except (OSError, LoggerError, KeyboardInterrupt) as error:
         raise Refused(f"{_reason(error)}. {outcome}") from None
 

@@ -40,17 +40,29 @@ def held() -> Iterator[None]:
     Between the commit and the moment from which it would be taken back, one that got in would
     leave it made, and nobody with it. `let_in` says where one may get in, and it is one alone: what
     is put in order after that, or was begun, is not to be disturbed. None of it waits for long.
+
+    A block that ends well leaves the door as it is: after `keep_out` nothing is left to be
+    interrupted, and a signal that came so late would deny what is done.
     """
     _door.is_watched = _door.is_shut = True
     try:
         yield
+    except BaseException:
+        _door.is_shut = False
+        raise
     finally:
-        _door.is_watched = _door.is_shut = False
+        _door.is_watched = False
 
 
 def keep_out() -> None:
     """Have signals wait again."""
     _door.is_shut = True
+
+
+def ignore_signals() -> None:
+    """Let no signal change the exit status any more, up to the interpreter's own last step."""
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def let_in() -> None:

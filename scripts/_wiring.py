@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from _signals import heed_signals, received
+from _signals import heed_signals, ignore_signals, received
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
@@ -85,6 +85,7 @@ def run(command: Callable[[], None]) -> NoReturn:
     try:
         command()
         sys.stdout.flush()
+        ignore_signals()
     except BadSetting as error:
         _end(2, str(error))
     except Invalid as error:
@@ -271,6 +272,7 @@ def _prepare_streams() -> None:
 def _end(status: int, message: str) -> NoReturn:
     with suppress(OSError):  # a terminal that is gone
         print(f"Error: {redacted(' '.join(message.split()))}", file=sys.stderr)
+    ignore_signals()
     sys.exit(128 + received[0] if received else status)
 
 

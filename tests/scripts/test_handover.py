@@ -208,6 +208,46 @@ def test_a_key_that_is_interrupted_as_it_is_made_is_off(
     assert not list(run.cwd.glob("*.eml"))
 
 
+# A command that gets signals as the control database is closed, and as the interpreter ends.
+_SIGNALLED_LATE = """
+import atexit, os, runpy, sys
+from sqlalchemy import Engine, event
+def ask(engine=None):
+    if engine is None or engine.url.database.endswith("control.db"):
+        for _ in range(2): os.kill(os.getpid(), {number})
+event.listen(Engine, "engine_disposed", ask)
+atexit.register(ask)
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["generate", "rotate", "revoke"])
+def test_a_signal_after_the_last_word_changes_nothing(
+    run: Runner, number: signal.Signals, command: str
+) -> None:
+    """Once all is done and told, the exit status says so, whatever signals come."""
+    first = run.json("generate_api_key", "--client", "acme")["key_id"]
+    arguments = {"generate": ["--client", "acme"], "revoke": [first, "--yes"]}.get(command, [first])
+    python, *options, script = run.command(f"{command}_api_key")
+    done = subprocess.run(
+        [python, *options, "-c", _SIGNALLED_LATE.format(number=int(number)), script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=run.cwd,
+        env=run.environment,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if command != "revoke":
+        shown = re.search(r"cl_live_acme_\w{61}", done.stdout)
+        assert shown is not None
+        assert run.resolve(shown[0]).client_id == "acme"
+
+
 @pytest.mark.parametrize("options", [["--grace-seconds", "0"], ["--notify", TO]])
 def test_a_rotation_that_is_interrupted_as_it_is_made_is_undone(
     run: Runner, options: list[str]
