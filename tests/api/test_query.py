@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.body import UNKEPT
 from tests.support import Json, Service, problem, record
 
 PATH = "/api/v1/query"
@@ -167,3 +168,13 @@ def test_a_body_that_is_no_object(service: Service, client_id: str) -> None:
     analyst = service.key(client_id, role="analyst")
     problem(ask(service, analyst, []), 422)
     problem(service.request("POST", PATH, analyst, content=b"{"), 400)
+
+
+@pytest.mark.parametrize("half", [b"\\ud800", b"\\udc00", b"\\ud800\\u0041", b"\xed\xa0\x80"])
+def test_half_a_surrogate_pair_is_422_as_in_other_bodies(
+    service: Service, key: str, half: bytes
+) -> None:
+    """Text that is none is told as such wherever in the body it stands, and is no bad JSON."""
+    for body in (b'{"metrics": ["%b"]}', b'{"filters": {"%b": "x"}}', b'{"%b": 1}'):
+        refused = problem(service.post(body % half, key, path=PATH), 422)
+        assert [one["detail"] for one in refused["errors"]] == [UNKEPT]
