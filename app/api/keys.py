@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
 
 from app.activity.uses import read_sources, read_uses
 from app.api.author import author_of
@@ -38,6 +39,7 @@ from app.api.writes import place_of
 from app.edge.headers import combined, idempotency_key
 from app.errors import Invalid, NotFound, StorageUnavailable
 from app.keys import lifecycle, registry
+from app.keys.changes import writing_for
 from app.keys.lifecycle import GRACE_S_DEFAULT
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.objects import UNKNOWN_USE, iso_time, key_object, source_objects
@@ -59,28 +61,36 @@ router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
     **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, 409, status=201, body=KEY_CREATE),
 )
 @limited
-async def create(request: Request, response: Response, opened: Opened) -> Any:
+async def create(request: Request, opened: Opened) -> Response:
     """Make a key; its text, `key`, is in this reply and never again. A new client is made too."""
     form, body, caller = await read_json(request, KeyCreate)
     check_countries(form, known=opened.guard.knows_countries)
     properties = as_properties(form, caller.client_id)
     if caller.client_id is None and form.client_id is None and form.role != ADMIN:
         raise Invalid.parameter("client_id", "is required, but for role admin")
+    by = author_of(request, opened, caller)
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
         "create_client": caller.is_admin,
-        "by": author_of(request, opened, caller),
         "created_by": caller.key_id,
         "once": _once(request, caller, body),
         **properties,
     }
-    key, text = await opened.writes.run(
-        place_of(caller), registry.create_key, opened.engine, opened.peppers, **options
-    )
-    if not text:
-        response.headers["Idempotent-Replayed"] = "true"
-        return await _shown(opened, key)
-    return key_object(key, opened.rotation_policy) | {"key": text}
+
+    def make() -> tuple[ApiKey, Response | None]:
+        with writing_for(opened.engine, by) as (session, asker):
+            key, text = registry.make_key(session, opened.peppers, by=by, asker=asker, **options)
+            if not text:
+                return key, None
+            # Before the commit: nobody would have the text of a key that can't be shown after it.
+            shown = key_object(key, opened.rotation_policy) | {"key": text}
+            return key, _made(shown)
+
+    key, response = await opened.writes.run(place_of(caller), make)
+    if response is None:
+        shown = await _shown(opened, key)
+        return _made(shown, {"Idempotent-Replayed": "true"})
+    return response
 
 
 @router.get("", summary="List keys", **documented(API_KEY_PAGE, 403, 404, 422, parameters=KEY_LIST))
@@ -195,7 +205,7 @@ async def activate(request: Request, id_or_key_id: str, opened: Opened) -> dict[
     **documented(NEW_API_KEY, *BODY_FAULTS, 403, 404, 409, status=201, body=KEY_ROTATE),
 )
 @limited
-async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
+async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> Response:
     """Make a key that takes over; the old one works until `grace_until`, never past its own end.
 
     Without grace the reply tells when every worker had dropped the old one.
@@ -203,24 +213,35 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
     form, _, caller = await read_json(request, KeyRotate, empty=b"{}")
     grace_s = GRACE_S_DEFAULT if form.grace_seconds is None else form.grace_seconds
     ends = grace_s == 0
-    rotation = await opened.writes.run(
-        place_of(caller, ends=ends),
-        lifecycle.rotate_key,
-        opened.engine,
-        opened.peppers,
-        id_or_key_id,
-        grace_s=grace_s,
-        key_hasher=opened.key_hasher,
-        created_by=caller.key_id,
-        by=author_of(request, opened, caller),
-    )
-    dropped = await receipt(opened, rotation.generation) if ends else {}
-    return key_object(rotation.key, opened.rotation_policy) | {
-        "key": rotation.text,
-        "grace_until": iso_time(rotation.old.grace_until),
-        "old_key_id": rotation.old.key_id,
-        **dropped,
-    }
+    by = author_of(request, opened, caller)
+
+    def replace() -> tuple[int, dict[str, Any], Response]:
+        with writing_for(opened.engine, by) as (session, asker):
+            rotation = lifecycle.replace_key(
+                session,
+                opened.peppers,
+                id_or_key_id,
+                grace_s=grace_s,
+                key_hasher=opened.key_hasher,
+                created_by=caller.key_id,
+                by=by,
+                asker=asker,
+            )
+            shown = key_object(rotation.key, opened.rotation_policy) | {
+                "key": rotation.text,
+                "grace_until": iso_time(rotation.old.grace_until),
+                "old_key_id": rotation.old.key_id,
+            }
+            # As in `create`: else the old key would end, and nobody have the new one.
+            return rotation.generation, shown, _made(shown)
+
+    generation, shown, response = await opened.writes.run(place_of(caller, ends=ends), replace)
+    return _made(shown | await receipt(opened, generation)) if ends else response
+
+
+def _made(shown: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    body = to_json(shown, inf_nan_mode="null")  # as the routes that return objects are answered
+    return Response(body, 201, headers, "application/json")
 
 
 async def _update(

@@ -93,19 +93,43 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
     make it, Forbidden for what is beyond the asker, and Conflict if that key was deleted since.
     """
     with writing_for(engine, by) as (session, principal):
-        if once is not None:
-            # First of all: what was fine then need not be now, an expiry soon after for one.
-            _forget_old(session)
-            made = _made_before(session, once)
-            if made is not None:
-                return made, ""
-        # In the transaction although argon2, if it has to be, takes its time: what may be given is
-        # known only here.
-        key, text = new_key(peppers, key_hasher, asker=principal, **properties)
-        add_key(session, key, by=by, create_client=create_client)
-        if once is not None:
-            row = once._replace(idempotency_key=once.stored_key)
-            session.add(CreatedOnce(**row._asdict(), api_key_id=key.id))
+        return make_key(
+            session,
+            peppers,
+            key_hasher=key_hasher,
+            by=by,
+            asker=principal,
+            create_client=create_client,
+            once=once,
+            **properties,
+        )
+
+
+def make_key(  # noqa: PLR0913  # see create_key
+    session: Session,
+    peppers: Peppers,
+    *,
+    key_hasher: str = "auto",
+    by: Author,
+    asker: Principal | None,
+    create_client: bool = False,
+    once: Once | None = None,
+    **properties: Unpack[KeyProperties],
+) -> tuple[ApiKey, str]:
+    """Do the same in the caller's transaction, in which `by` is the `asker`."""
+    if once is not None:
+        # First of all: what was fine then need not be now, an expiry soon after for one.
+        _forget_old(session)
+        made = _made_before(session, once)
+        if made is not None:
+            return made, ""
+    # In the transaction although argon2, if it has to be, takes its time: what may be given is
+    # known only here.
+    key, text = new_key(peppers, key_hasher, asker=asker, **properties)
+    add_key(session, key, by=by, create_client=create_client)
+    if once is not None:
+        row = once._replace(idempotency_key=once.stored_key)
+        session.add(CreatedOnce(**row._asdict(), api_key_id=key.id))
     return key, text
 
 

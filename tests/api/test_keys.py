@@ -4,6 +4,7 @@ import asyncio
 import json
 from base64 import urlsafe_b64encode
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.keys.objects import RotationPolicy
 from app.sqlite import sqlite3
 from tests.api.management import CLIENTS, CURRENT, KEYS, ask
-from tests.support import Json, Service, eventually, problem, record, running
+from tests.support import Json, Service, eventually, key_id_of, problem, record, running
 
 
 @pytest.fixture
@@ -864,3 +866,26 @@ def test_a_dry_run_takes_restrictions(service: Service, admin: str) -> None:
     assert patch(restrictions_mode="report", allowed_cidrs=["10.0.0.0/8"]).status_code == 200
     assert patch(allowed_cidrs=None).json()["restrictions_mode"] == "enforce"
     assert patch(allowed_cidrs=["10.0.0.0/8"]).json()["restrictions_mode"] == "enforce"
+
+
+def test_what_cannot_be_shown_is_not_made(tmp_path: Path) -> None:
+    """A fault in showing a new key comes before the commit: none is there that nobody has."""
+    with running(tmp_path) as service:
+        admin, key = service.key(None), service.key("acme")
+        before = _rows(tmp_path)
+        state = service.app._control.state  # noqa: SLF001  # its name
+        opened = state.services
+        state.services = replace(opened, rotation_policy=RotationPolicy(10**7, 0))  # days
+        path = f"{KEYS}/{key_id_of(key)}/rotate"
+        new = {"client_id": "acme", "name": "new"}
+        for path_asked, body in ((path, {"grace_seconds": 0}), (path, {}), (KEYS, new)):
+            with pytest.raises(OverflowError):
+                ask(service, "POST", path_asked, admin, body)
+        assert _rows(tmp_path) == before
+        state.services = opened
+        assert works(service, key)
+
+
+def _rows(data_dir: Path) -> Any:
+    with closing(sqlite3.connect(data_dir / "control.db")) as database:
+        return database.execute("SELECT key_id, rotated_to, grace_until FROM api_keys").fetchall()
