@@ -10,7 +10,10 @@ from app.keys.principal import Principal
 def author_of(request: Request, opened: Services, caller: Principal) -> Author:
     """Give the caller as the author of a change: in the turn in which it was authenticated."""
     return Author(
-        opened.seals, asker=opened.authenticator.asker(caller), origin=origin_of(request, opened)
+        opened.seals,
+        asker=opened.authenticator.asker(caller),
+        origin=origin_of(request, opened),
+        restrict=opened.guard.check_anew,
     )
 
 

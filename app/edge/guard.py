@@ -13,6 +13,7 @@ import structlog
 
 from app.edge import metrics
 from app.errors import Forbidden
+from app.keys.authority import check_restrictions
 from app.keys.principal import Principal
 from app.keys.restrictions import Restrictions
 from app.protect.countries import Countries
@@ -74,6 +75,14 @@ class Guard:
         restrictions = principal.restrictions
         return restrictions is None or self._fault(principal, restrictions, address) is None
 
+    def check_anew(self, principal: Principal, address: str) -> None:
+        """Do what `check` does, in any thread: for whoever has waited since."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        check_restrictions(principal, address, self._country, now)
+
+    def _country(self, address: str) -> str | None:
+        return None if self._countries is None else self._countries.country(address)
+
     def _fault(self, principal: Principal, restrictions: Restrictions, address: str) -> str | None:
         generation = 0 if self._countries is None else self._countries.generation
         verdict = self._verdicts.get((principal.key_id, address))
@@ -98,9 +107,7 @@ class Guard:
     def _judge(
         self, key_id: str, restrictions: Restrictions, address: str, generation: int
     ) -> _Verdict:
-        country = None
-        if restrictions.countries is not None and self._countries is not None:
-            country = self._countries.country(address)
+        country = None if restrictions.countries is None else self._country(address)
         verdict = _Verdict(restrictions, restrictions.place_fault(address, country), generation)
         if len(self._verdicts) >= VERDICTS_MAX:
             self._verdicts.clear()

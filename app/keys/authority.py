@@ -11,6 +11,7 @@ that is about to end, in the grace of its rotation say, would stay. Automation t
 without an end needs a key without one; what can be taken away by it is not bounded by its own end.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from app.errors import Elsewhere, Forbidden
@@ -30,6 +31,29 @@ def check_role(asker: Principal | None, role: object) -> None:
     """Raise Forbidden for a client's own administrator who asks for a key of the platform."""
     if role == ADMIN and asker is not None and not asker.is_admin:
         raise Forbidden("Admin key required")
+
+
+def _unknown(_address: str) -> None:
+    """Know no country."""
+
+
+def check_restrictions(
+    asker: Principal,
+    address: str,
+    country_of: Callable[[str], str | None] = _unknown,
+    now: datetime | None = None,
+) -> None:
+    """Raise Forbidden unless the asker may be used from an address, now.
+
+    What a dry run would refuse passes: it has been told of when the request came.
+    """
+    restrictions = asker.restrictions
+    if restrictions is None or restrictions.is_report:
+        return
+    country = None if restrictions.countries is None else country_of(address)
+    found = restrictions.fault(address, country, now or datetime.now(UTC))
+    if found is not None:
+        raise Forbidden(found)
 
 
 def check_within(asker: Principal | None, key: ApiKey) -> None:

@@ -13,6 +13,7 @@ from app.audit.chain import ChainKeys, Event, detail_text
 from app.audit.trail import append
 from app.columns import utc_now
 from app.errors import Forbidden, InvalidKey
+from app.keys.authority import check_restrictions
 from app.keys.database import writing
 from app.keys.models import ApiKey, Client, Generation
 from app.keys.principal import Limits, Principal
@@ -86,13 +87,15 @@ class Author:
     """Who makes a change, from where, and what seals the record of it.
 
     Without an asker it is the operator, who may do everything, or the service itself: `name` says
-    which command or what else. With one, its key_id stands in the record.
+    which command or what else. With one, its key_id stands in the record, and `restrict` holds it
+    to its restrictions at the address of its origin, in any thread.
     """
 
     seals: ChainKeys
     name: str = ""
     asker: Asker | None = None
     origin: Origin = NOWHERE
+    restrict: Callable[[Principal, str], None] = check_restrictions
 
     def __post_init__(self) -> None:
         assert self.actor  # noqa: S101  # nothing is done by nobody
@@ -147,7 +150,8 @@ def writing_for(engine: Engine, by: Author) -> Iterator[tuple[Session, Principal
     """Write for a key, and say who it is in this transaction; None stays the operator.
 
     What it was when it asked does not count: a write may wait, and nothing may be given by a key
-    with powers whose end was committed before. Raises as `Asker.principal`.
+    with powers whose end was committed before, nor outside of its restrictions. Raises as
+    `Asker.principal` and `check_restrictions`.
     """
     asker = by.asker
     with writing(engine) as session:
@@ -156,7 +160,9 @@ def writing_for(engine: Engine, by: Author) -> Iterator[tuple[Session, Principal
             return
         session.connection()  # it waits here
         configured = asker.configured()
-        yield session, asker.principal(session)
+        principal = asker.principal(session)
+        by.restrict(principal, by.origin.source_ip)
+        yield session, principal
         # No lock of the database keeps the settings' keys from changing: looked at again at last.
         if asker.configured() != configured:
             raise InvalidKey

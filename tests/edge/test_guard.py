@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from app.keys.principal import UNLIMITED, Principal
 from app.keys.records import Candidate, KeyRecord
 from app.keys.restrictions import NOT_FROM_ADDRESS, NOT_FROM_COUNTRY, NOT_NOW, parse_hours
 from app.protect.countries import Countries
+from app.sqlite import sqlite3
 from tests.api.management import CURRENT, KEYS, ask
 from tests.api.test_tail import Stream
 from tests.edge.test_prompt import FakeExchange, seen, take
@@ -151,6 +153,29 @@ def test_a_batch_is_refused_unread(service: Service, client_id: str) -> None:
     held.send(None)
     response = service.post(ndjson([record()]), key, content_type=NDJSON, x_forwarded_for=INSIDE)
     assert response.json()["accepted"] == 1
+
+
+def test_hours_that_end_while_a_write_waits(service: Service, clock: Clock, client_id: str) -> None:
+    """A key gives nothing outside of its hours, though it asked within them."""
+    key = service.key(client_id, role="owner", allowed_hours=OFFICE)
+    clock.now_s = NOON
+    state = service.app._control.state  # noqa: SLF001  # its name
+    taken = state.services.writes._taken  # noqa: SLF001
+
+    async def ask_late(other: sqlite3.Connection) -> httpx.Response:
+        asked = asyncio.create_task(
+            service.http.post(KEYS, json={"name": "made"}, headers={"X-API-Key": key})
+        )
+        while not taken:  # noqa: ASYNC110  # nothing tells that it is authenticated and waits
+            await asyncio.sleep(0.01)
+        clock.now_s = EVENING
+        other.execute("ROLLBACK")
+        return await asked
+
+    path = service.settings.data_dir / "control.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        problem(service.run(ask_late(other)), 403, NOT_NOW)
 
 
 def test_an_admin_keys_restrictions(service: Service) -> None:

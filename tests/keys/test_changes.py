@@ -1,18 +1,21 @@
 """A change is made by what its asker is when its turn has come, not by what it was."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
 from app.errors import Forbidden, InvalidKey, LoggerError
-from app.keys.changes import Asker, writing_for
+from app.keys.authority import check_restrictions
+from app.keys.changes import Asker, Origin, writing_for
 from app.keys.clients import create_client, update_client
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import sqlite_path
@@ -21,6 +24,14 @@ from app.keys.keyring import Keyring
 from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_key
 from app.keys.models import ApiKey
 from app.keys.registry import KeyFilter, create_key, list_keys
+from app.keys.restrictions import (
+    DAYS,
+    ENFORCE,
+    NOT_FROM_ADDRESS,
+    NOT_FROM_COUNTRY,
+    NOT_NOW,
+    REPORT,
+)
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
 from tests.keys.conftest import KeyringFactory
@@ -148,6 +159,44 @@ def test_a_key_that_lost_the_scope_takes_nothing_away(plane: Plane) -> None:
             take(plane.engine, plane.on.key_id, by=plane.by)
     with pytest.raises(Forbidden):
         update_client(plane.engine, "acme", {"name": "mine"}, by=plane.by)
+
+
+ANOTHER_DAY = DAYS[(datetime.now(UTC).weekday() + 3) % 7]
+RESTRICTED: dict[str, tuple[str, Any, str | None]] = {
+    "address": ("allowed_cidrs", ["192.0.2.0/24"], None),
+    "another address": ("allowed_cidrs", ["198.51.100.0/24"], NOT_FROM_ADDRESS),
+    "country": ("allowed_countries", ["DE"], None),
+    "another country": ("allowed_countries", ["FR"], NOT_FROM_COUNTRY),
+    "hours": ("allowed_hours", {"start": "00:00", "end": "24:00"}, None),
+    "other hours": (
+        "allowed_hours",
+        {"start": "00:00", "end": "00:01", "days": [ANOTHER_DAY]},
+        NOT_NOW,
+    ),
+}
+
+
+@pytest.mark.parametrize("restriction", RESTRICTED)
+@pytest.mark.parametrize("mode", [ENFORCE, REPORT])
+def test_the_asker_is_held_to_its_restrictions_as_they_are_then(
+    plane: Plane, restriction: str, mode: str
+) -> None:
+    """A key restricted while its write waited does nothing from elsewhere, but for a dry run."""
+    column, value, detail = RESTRICTED[restriction]
+    origin = Origin(source_ip="192.0.2.7")
+    restrict = partial(check_restrictions, country_of={"192.0.2.7": "DE"}.get)
+    by = replace(plane.by, origin=origin, restrict=restrict)
+    set_to = f"UPDATE api_keys SET {column} = ?, restrictions_mode = ? WHERE id = ?"
+    with ThreadPoolExecutor(1) as threads:
+        with plane.held() as other:
+            ending = threads.submit(deactivate_key, plane.engine, plane.on.key_id, by=by)
+            other.execute(set_to, (json.dumps(value), mode, plane.owner.id.hex))
+        if detail is None or mode == REPORT:
+            ending.result()
+        else:
+            with pytest.raises(Forbidden, match=detail):
+                ending.result()
+            assert plane.state()[0]["is_active"]
 
 
 def test_a_key_may_take_from_itself(plane: Plane) -> None:
