@@ -127,9 +127,9 @@ class Accesses:
         """Write what was counted; keep what fails for the next time."""
         waiting, self._former = self._former + self._taken(), []
         if not waiting and self._log.is_due():
-            await self._writer.write(partial(self._log.write, []))
+            await self._writer.write(partial(self._log.write, []), 0)
         for start in range(0, len(waiting), ROWS_PER_WRITE):
             portion = waiting[start : start + ROWS_PER_WRITE]
-            if not await self._writer.write(partial(self._log.write, portion)):
+            if not await self._writer.write(partial(self._log.write, portion), len(portion)):
                 self._former = (waiting[start:] + self._former)[:ROWS_MAX]
                 return

@@ -7,9 +7,13 @@ from contextlib import suppress
 
 import structlog
 
+from app.edge import metrics
 from app.errors import StorageUnavailable
 
 LAST_FLUSH_S_MAX = 1.0  # a database that does not answer must not hold the stop
+# How often what fails for no known reason is tried: it may be for what is in it, and then it would
+# keep all that comes after it from being written.
+TRIES_MAX = 3
 
 log = structlog.get_logger(__name__)
 
@@ -22,10 +26,12 @@ class BackgroundWriter:
     """
 
     def __init__(self, what: str, flush: Callable[[], Awaitable[None]], every_s: float) -> None:
-        self._what = what
+        self._kept = f"{what} are kept for the next time"
+        self._lost = f"{what} are lost"
         self._flush = flush
         self._every_s = every_s
         self._is_failing = False
+        self._faults = 0  # in a row, that nobody expected
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=what.replace(" ", "-"))
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -39,24 +45,29 @@ class BackgroundWriter:
         """Say whether this is the last time."""
         return self._stopping.is_set()
 
-    async def write(self, work: Callable[[], None]) -> bool:
-        """Do it in the thread, and say whether it was done: what was not is to be kept."""
+    async def write(self, work: Callable[[], None], count: int) -> bool:
+        """Do it in the thread, and say whether it is over with: what is not is to be kept.
+
+        `count` says how many are lost if it is given up. A database that is away is waited for;
+        what fails otherwise is tried TRIES_MAX times in a row.
+        """
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except StorageUnavailable as error:
             if not self._is_failing:  # once, not every second
                 log.error(self._kept, reason=error.reason)  # noqa: TRY400
+            self._is_failing = True
+            return False
         except Exception:
-            log.exception(self._kept)
-        else:
-            self._is_failing = False
-            return True
-        self._is_failing = True
-        return False
-
-    @property
-    def _kept(self) -> str:
-        return f"{self._what} are kept for the next time"
+            self._faults += 1
+            if self._faults < TRIES_MAX:
+                log.exception(self._kept)
+                return False
+            log.exception(self._lost, count=count)
+            metrics.evidence_lost.inc(count)
+        self._is_failing = False
+        self._faults = 0
+        return True
 
     async def _run(self) -> None:
         is_last = False

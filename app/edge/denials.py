@@ -153,7 +153,8 @@ class Denials:
         refusals, self._refusals = self._refusals, []
         repeats, self._repeats = self._repeats, {}
         work = partial(self._log.write, refusals, list(repeats.values()), is_last=is_last)
-        if not await self._writer.write(work):
+        count = len(refusals) + sum(one.times for one in repeats.values())
+        if not await self._writer.write(work, count):
             waiting = refusals + self._refusals
             self._refusals = waiting[:ROWS_WAITING_MAX]
             for one in [*repeats.values(), *map(Repeats.of, waiting[ROWS_WAITING_MAX:])]:

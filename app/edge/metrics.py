@@ -27,6 +27,10 @@ limits_alone = PrometheusCounter(
     "central_logger_limits_alone",
     "Decisions on limits made by this worker alone, since the storage of limits did not answer.",
 )
+evidence_lost = PrometheusCounter(
+    "central_logger_evidence_lost",
+    "Uses, accesses and refusals that were given up, since they could not be written.",
+)
 commit_seconds = Histogram(
     "central_logger_commit_seconds",
     "From a decoded batch to its receipt; one in sixteen is measured.",

@@ -96,7 +96,7 @@ class Sightings:
         counts, self._counts, self._sources = self._counts, {}, 0
         rest = iter(counts.items())
         while portion := dict(islice(rest, KEYS_PER_WRITE)):
-            if not await self._writer.write(partial(self._write_all, portion)):
+            if not await self._writer.write(partial(self._write_all, portion), len(portion)):
                 self._keep(portion)
                 self._keep(dict(rest))
             elif len(portion) == KEYS_PER_WRITE and not self._writer.is_stopping:
