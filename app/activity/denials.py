@@ -81,7 +81,7 @@ class DenialLog:
         """
         counted = [Repeats.of(one) for one in refusals] + repeats
         findings = self._find([one.first for one in counted])
-        found = list(zip(counted, findings, strict=True))
+        found = [(one.explained(), why) for one, why in zip(counted, findings, strict=True)]
         telling, events = self._telling.after(found, int(time() // 60), is_last=is_last)
         rows = [_row(one, found) for one, found in zip(refusals, findings, strict=False)]
         if rows or events:

@@ -58,6 +58,12 @@ class Repeats(NamedTuple):
         """Count a refusal alone."""
         return cls(refusal, 1, refusal.request_id, refusal.at_s)
 
+    def explained(self) -> "Repeats":
+        """Let go of the credential: the reason has been found."""
+        if self.first.presented is None:
+            return self
+        return self._replace(first=self.first._replace(presented=None))
+
     def plus(self, other: "Repeats") -> "Repeats":
         """Count these and others."""
         first = min(self.first, other.first, key=lambda one: one.at_s)

@@ -20,7 +20,7 @@ from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
 from app.keys.database import sqlite_path
 from app.keys.principal import Limits, Principal
 from app.keys.records import Candidate, KeyRecord, Live, Records, Retag
-from app.keys.shape import Presented, shape_of
+from app.keys.shape import Presented, Proofs, shape_of
 from app.keys.token import TOKEN_LENGTH_MAX, MalformedToken, ParsedToken, parse
 from app.keys.verifier import Peppers, is_argon2
 from app.keys.watch import ChangeWatch, DatabaseGone, SqliteWatch, WatchLost
@@ -169,7 +169,7 @@ class Keyring:
 
     def presented(self, token: str) -> Presented:
         """Say what may be noted of a key that failed, and later be held against the rows."""
-        return shape_of(token)._replace(proofs=self._peppers.proofs(token))
+        return shape_of(token)._replace(proofs=Proofs(partial(self._peppers.proofs, token)))
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""

@@ -3,6 +3,7 @@
 Looked for on the way of a refusal alone.
 """
 
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from app.keys.token import (
@@ -29,6 +30,34 @@ _PREFIXES = {f"{prefix}_": name for name, prefix in ENVIRONMENTS.items()}
 _PREFIXES[f"{PREFIX_ADMIN}_"] = "admin"
 
 
+class Proofs(Collection[str]):
+    """Texts that are made when one first looks at them: not before somebody has the time.
+
+    `make` may know a secret. It is let go of then, and shown by nothing.
+    """
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], frozenset[str]]) -> None:
+        self._make: Callable[[], frozenset[str]] | None = make
+        self._made: frozenset[str] = frozenset()
+
+    def made(self) -> frozenset[str]:
+        """Give them."""
+        if self._make is not None:
+            self._made, self._make = self._make(), None
+        return self._made
+
+    def __contains__(self, text: object) -> bool:
+        return text in self.made()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made())
+
+    def __len__(self) -> int:
+        return len(self.made())
+
+
 class Presented(NamedTuple):
     """A credential as it may be noted.
 
@@ -40,7 +69,7 @@ class Presented(NamedTuple):
     shape: str
     key_id: str | None = None
     environment: str | None = None
-    proofs: frozenset[str] = frozenset()
+    proofs: Collection[str] = frozenset()
 
 
 def shape_of(token: str) -> Presented:

@@ -1,11 +1,13 @@
 """What is noted of a credential that was refused: enough to explain it, nothing of its secret."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.keys import shape
-from app.keys.shape import Presented, shape_of
+from app.keys.shape import Presented, Proofs, shape_of
 from app.keys.token import SECRET_LENGTH, TOKEN_LENGTH_MAX, mint
 
 LIVE = mint("cl_live", "acme_corp")
@@ -53,3 +55,21 @@ def test_nothing_of_a_secret_is_noted(text: str) -> None:
     secret = LIVE.text[-6 - SECRET_LENGTH : -6]
     noted = repr(shape_of(text))
     assert not any(secret[at : at + 6] in noted for at in range(SECRET_LENGTH - 6))
+
+
+def test_proofs_are_made_when_they_are_looked_at() -> None:
+    """They cost nothing before that, are made once, and what they are made of is let go of."""
+    made: list[str] = []
+
+    def make(token: str) -> frozenset[str]:
+        made.append(token)
+        return frozenset({f"proof {len(made)}"})
+
+    proofs = Proofs(partial(make, LIVE.text))
+    presented = Presented(shape.WELL_FORMED, proofs=proofs)
+    assert LIVE.text not in repr(presented)
+    assert made == []
+    assert "proof 1" in proofs
+    assert (list(proofs), len(proofs)) == (["proof 1"], 1)
+    assert made == [LIVE.text]
+    assert proofs._make is None  # who knew the text
