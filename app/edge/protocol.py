@@ -120,6 +120,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._field_bytes = 0
         self._has_head = False
         self.head: list[tuple[bytes, bytes]] = []
+        # Requests that were under way, or waited for their turn, when another came behind them.
+        self._ahead: list[Any] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a client in, unless its address has too many connections."""
@@ -134,7 +136,14 @@ class EdgeProtocol(HttpToolsProtocol):
             self._await_client(self._doors.bounds.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let a client out."""
+        """Let a client out.
+
+        uvicorn tells the last request alone, and those ahead of it would write where nobody is.
+        """
+        for cycle in self._ahead:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
         if self._timer is not None:
             self._timer.cancel()
@@ -234,8 +243,12 @@ class EdgeProtocol(HttpToolsProtocol):
     def _begin(self) -> None:
         """Begin with a request the way uvicorn does, which looks at the head once more."""
         self.headers = self.head
+        former: Any = self.cycle
         super().on_headers_complete()
         self.headers = []
+        if former is not None and not former.response_complete:
+            self._ahead = [one for one in self._ahead if not one.response_complete]
+            self._ahead.append(former)
 
     def on_chunk_header(self) -> None:
         """Pass on a body in chunks, which may end in headers of its own."""
@@ -298,6 +311,8 @@ class EdgeProtocol(HttpToolsProtocol):
         cycle.body += exchange.body
         cycle.more_body = False
         current: object = self.cycle
-        if current is exchange:  # else another request has been read behind it
+        if current is exchange:
             self.cycle = cycle
+        else:  # another request has been read behind it
+            self._ahead.append(cycle)
         self._start_asgi_task(cycle, self.app)

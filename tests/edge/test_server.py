@@ -423,3 +423,20 @@ def test_a_flood_of_pipelined_requests_is_cut_off(site: Site) -> None:
     with site.wire() as wire:
         wire.send(site.post(BODY))
         assert wire.answer().status == 201
+
+
+def test_a_pipelining_client_that_leaves_is_noticed(site: Site) -> None:
+    """Each request under way learns that its client is gone, though others were sent behind it."""
+    tail = site.head(method=b"GET", path=f"{LOGS}/tail".encode())
+    with site.wire() as wire:
+        wire.send(tail + site.head(method=b"GET") * 2)
+        assert wire.reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for _ in range(20):
+        with site.wire() as wire:
+            wire.send(site.post(b"[%b]" % BODY) + site.post(BODY) + tail + site.post(BODY))
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert site.ask(site.post(BODY)).status == 201  # which the tail would be told of
+    time.sleep(0.5)
+    site.server.output.seek(0)
+    assert b"Traceback" not in site.server.output.read()
