@@ -14,14 +14,14 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     IntegrityError,
-    InvalidatePoolError,
     ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
 from app.errors import StorageUnavailable
-from app.keys.side_files import Identity, SideFiles, identity
+from app.keys.named_file import Meeting, NamedFile
+from app.keys.side_files import Identity
 from app.sqlite import SQLITE_SAFE_WAL, sqlite3
 
 if TYPE_CHECKING:
@@ -63,46 +63,19 @@ def open_engine(url: str) -> Engine:
     except (OSError, sqlite3.Error) as error:
         raise StorageUnavailable(f"{path}: {error}") from error
     engine = sqlite_engine(path)
-    guard = _Guard(path)
-    event.listen(engine, "do_connect", guard.before_connect)
-    event.listen(engine, "connect", guard.on_connect)
-    event.listen(engine, "checkout", guard.on_checkout)
+    NamedFile(path, _unmixed).follow(engine)
     return engine
 
 
-class _Guard:
-    """Keeps connections from the control database while files of a former one are beside it.
+def _unmixed(met: Meeting) -> Identity | None:
+    """Keep connections from the control database while files of a former one are beside it.
 
     The watch (watch.py) sees it too, but only on the event loop's turns; whatever opened the file
-    in between would spoil it.
+    in between would spoil it: a mixture of both would be read.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Identity | None = None
-        self._side_files = SideFiles(path)
-
-    def before_connect(self, _dialect: Any, record: Any, _args: Any, _options: Any) -> None:
-        """Raise StorageUnavailable rather than let a mixture of both be read."""
-        found = identity(self._path)
-        if self._file is not None and found != self._file and self._side_files.are_left():
-            raise StorageUnavailable(f"{self._path} was replaced, its former -wal or -shm was not")
-        # Taken before the connection is: an older file under a newer name would never be noticed.
-        record.info["file"] = found
-        record.info["is_new"] = True
-
-    def on_connect(self, connection: Any, record: Any) -> None:
-        """Remember the file that is open, and those beside it."""
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # opens those beside it
-        self._file = record.info["file"]
-        self._side_files.remember()
-
-    def on_checkout(self, _connection: Any, record: Any, _proxy: Any) -> None:
-        """Have connections opened anew whose file has been replaced, those of a former pool too."""
-        if record.info.pop("is_new", False):
-            return  # it would be the pool's second try, and its last
-        if record.info["file"] != identity(self._path):
-            raise InvalidatePoolError
+    if met.former is not None and met.side_files.are_left():
+        raise StorageUnavailable(f"{met.path} was replaced, its former -wal or -shm was not")
+    return met.found
 
 
 def sqlite_engine(path: Path) -> Engine:
