@@ -122,20 +122,14 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     presence = Presence(engine, activity, keyring)
     await presence.start()
     stack.push_async_callback(presence.aclose)
-    limiter, failures = await _open_limits(settings, stack)
-    authenticator = _open_authenticator(settings, keyring, failures)
-    evidence = _open_evidence(settings, books, secrets, authenticator, keyring, stack)
-    guard = Guard(_open_countries(settings, stack))
+    gate = await _open_gate(settings, books, secrets, keyring, stack)
     cursor_secret = hkdf_sha256(secrets[0].encode(), b"cursors", 32)
     tails = Tails(store, Places(cursor_secret))
     stack.push_async_callback(tails.aclose)
     intake = Intake(
-        authenticator=authenticator,
-        guard=guard,
-        limiter=limiter,
-        **evidence,
+        **gate,
         inflight=Inflight(settings.max_inflight_bytes, settings.body_timeout_s),
-        singles=Singles(store, authenticator),
+        singles=Singles(store, gate["authenticator"]),
         findings=_open_findings(settings, keyring, engine, seals, stack),
         single_bytes_max=min(SINGLE_BYTES_MAX, settings.max_record_bytes),
     )
@@ -147,11 +141,8 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         body_bytes_max=settings.max_body_bytes,
     )
     services = Services(
-        authenticator=authenticator,
-        guard=guard,
-        limiter=limiter,
+        **gate,
         tally=tally,
-        **evidence,
         store=store,
         cursors=Cursors(cursor_secret),
         tails=tails,
@@ -186,22 +177,27 @@ def _start(one: _Background, stack: AsyncExitStack) -> None:
     stack.push_async_callback(one.aclose)
 
 
-class _Evidence(TypedDict):
-    """What notes in memory what requests do, and writes it by and by."""
+class _GateParts(TypedDict):
+    """The members of Gate."""
 
+    authenticator: Authenticator
+    guard: Guard
+    limiter: Limiter
     sightings: Sightings
     accesses: Accesses
     denials: Denials
 
 
-def _open_evidence(  # noqa: PLR0913, PLR0917  # what each of the three stands on
+async def _open_gate(
     settings: Settings,
     books: Sequence[Book],
     secrets: Sequence[str],
-    authenticator: Authenticator,
     keyring: Keyring,
     stack: AsyncExitStack,
-) -> _Evidence:
+) -> _GateParts:
+    """Open what requests pass; what notes in memory what they do writes it by and by."""
+    limiter, failures = await _open_limits(settings, stack)
+    authenticator = _open_authenticator(settings, keyring, failures)
     activity = books[-1]
     refused = DenialLog(
         books[0].engine,
@@ -210,14 +206,17 @@ def _open_evidence(  # noqa: PLR0913, PLR0917  # what each of the three stands o
         lambda: keyring.configured,
         settings.denials_kept_days,
     )
-    evidence = _Evidence(
+    parts = _GateParts(
+        authenticator=authenticator,
+        guard=Guard(_open_countries(settings, stack)),
+        limiter=limiter,
         sightings=Sightings(partial(uses.record, activity.engine)),
         accesses=Accesses(AccessLog(activity.engine, settings.access_kept_days)),
         denials=Denials(authenticator, refused),
     )
-    for one in (evidence["sightings"], evidence["accesses"], evidence["denials"]):
+    for one in (parts["sightings"], parts["accesses"], parts["denials"]):
         _start(one, stack)
-    return evidence
+    return parts
 
 
 def _open_prompt(intake: Intake) -> PromptIngest | None:

@@ -8,12 +8,7 @@ from sqlalchemy import Engine
 from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
-from app.edge.accesses import Accesses
-from app.edge.auth import Authenticator
-from app.edge.denials import Denials
-from app.edge.guard import Guard
-from app.edge.limits import Limiter
-from app.edge.sightings import Sightings
+from app.edge.gate import Gate
 from app.edge.tally import Tally
 from app.errors import Overloaded, RateLimited
 from app.keys.objects import RotationPolicy
@@ -72,17 +67,11 @@ def open_receipts() -> BoundedPool:
     return BoundedPool("receipts", RECEIPT_THREADS, RECEIPTS_QUEUED_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services(Gate):
     """Opened by the lifespan, one of each a process."""
 
-    authenticator: Authenticator
-    guard: Guard
-    limiter: Limiter
     tally: Tally
-    sightings: Sightings
-    accesses: Accesses
-    denials: Denials
     store: LogStore
     cursors: Cursors
     tails: Tails

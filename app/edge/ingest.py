@@ -6,6 +6,7 @@ Pure ASGI, in front of FastAPI: half of a request's time would go into its middl
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -14,8 +15,7 @@ import msgspec
 import structlog
 
 from app.edge import metrics
-from app.edge.accesses import Accesses, Pending
-from app.edge.auth import Authenticator
+from app.edge.accesses import Pending
 from app.edge.body import (
     ClientGone,
     Inflight,
@@ -25,15 +25,13 @@ from app.edge.body import (
     expand,
     read_body,
 )
-from app.edge.denials import Denials
-from app.edge.guard import Guard
+from app.edge.gate import Gate
 from app.edge.headers import combined, idempotency_key
-from app.edge.limits import Account, Limiter
+from app.edge.limits import Account
 from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
 from app.edge.response import respond
-from app.edge.sightings import Sightings
 from app.edge.singles import Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
@@ -78,15 +76,10 @@ _encode_outcome = msgspec.msgpack.Encoder().encode
 log = structlog.get_logger(__name__)
 
 
-class Intake(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake(Gate):
     """What both ways of a log into the store stand on: this one, and `prompt`."""
 
-    authenticator: Authenticator
-    guard: Guard
-    limiter: Limiter
-    sightings: Sightings
-    accesses: Accesses
-    denials: Denials
     inflight: Inflight
     singles: Singles
     findings: Findings
