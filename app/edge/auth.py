@@ -122,13 +122,17 @@ class Authenticator:
         key = _only_key(headers)
         return None if key is None else self._keyring.cached(key)
 
-    def recalled(self, headers: dict[bytes, bytes]) -> Principal | None:
+    def digest(self, headers: dict[bytes, bytes]) -> bytes | None:
+        """Return what stands for the key of such a request, in this process; it tells nothing."""
+        key = _only_key(headers)
+        return None if key is None else self._keyring.digest(key)
+
+    def recalled(self, key_digest: bytes) -> Principal | None:
         """Return who `known` would name, as of the last check of the keys.
 
         It holds if `key_changes` has the same value still after `check_keys`.
         """
-        key = _only_key(headers)
-        return None if key is None else self._keyring.recalled(key)
+        return self._keyring.recalled(key_digest)
 
     @property
     def key_changes(self) -> int:

@@ -18,58 +18,58 @@ ADDRESSES_MAX = 50_000
 
 
 class Window:
-    """What was used in the last minute, as of the second last passed to `advance`."""
+    """What was used in the last minute, as of the second last passed to `advance`.
 
-    __slots__ = ("_buckets", "_second", "current", "used")
+    Counting is to add to `used`, which is written straight from the hot path: how much of it is of
+    the present second follows from what was used when that began.
+    """
+
+    __slots__ = ("_buckets", "_former", "_second", "used")
 
     def __init__(self, second: int) -> None:
         self._second = second
-        self.current = [second, 0]
-        self._buckets = deque([self.current])  # [second, amount], oldest first, never empty
+        # Of the seconds before: [second, amount], oldest first; and how much they make together.
+        self._buckets = deque[list[int]]()
+        self._former = 0
         self.used = 0
 
     def advance(self, second: int) -> None:
         """Move to a second: what is a minute old no longer counts."""
         if second <= self._second:
             return
+        if self.used > self._former:
+            self._buckets.append([self._second, self.used - self._former])
         self._second = second
         buckets = self._buckets
-        while buckets and (buckets[0][0] <= second - WINDOW_S or not buckets[0][1]):
+        while buckets and buckets[0][0] <= second - WINDOW_S:
             self.used -= buckets.popleft()[1]
-        self.current = [second, 0]
-        buckets.append(self.current)
-
-    def add(self, amount: int) -> None:
-        """Count `amount` now."""
-        self.used += amount
-        self.current[1] += amount
+        self._former = self.used
 
     def take_back(self, amount: int) -> None:
         """Uncount `amount` of what was counted last, and never more than was."""
-        for bucket in reversed(self._buckets):
-            taken = min(amount, bucket[1])
-            bucket[1] -= taken
-            self.used -= taken
-            amount -= taken
-            if not amount:
-                return
+        self.used = max(0, self.used - amount)
+        while self._former > self.used:
+            taken = min(self._former - self.used, self._buckets[-1][1])
+            self._buckets[-1][1] -= taken
+            self._former -= taken
+            if not self._buckets[-1][1]:
+                self._buckets.pop()
 
     def wait_s(self, amount: int, limit: int) -> int:
         """Return the whole seconds until `amount` fits under `limit`; 0: it fits now."""
         excess = self.used + amount - limit
         if excess <= 0:
             return 0
-        second = self._second
-        for bucket_second, bucket_amount in self._buckets:
+        for second, bucket_amount in self._buckets:
             excess -= bucket_amount
-            second = bucket_second
             if excess <= 0:
-                break
-        return second + WINDOW_S - self._second
+                return second + WINDOW_S - self._second
+        return WINDOW_S
 
     def reset_s(self) -> int:
         """Return the whole seconds until some of what is used no longer counts."""
-        return self._buckets[0][0] + WINDOW_S - self._second
+        oldest = self._buckets[0][0] if self._buckets else self._second
+        return oldest + WINDOW_S - self._second
 
 
 class LocalAccount(Told[Window]):
@@ -116,19 +116,25 @@ class LocalAccount(Told[Window]):
                 self._refuse(1, logs, declared_bytes)
         for window, _ in self.requests:
             window.used += 1
-            window.current[1] += 1
 
     def take(self, logs: int, body_bytes: int) -> bool:
         """Do what Account says."""
-        costs = ((self.requests, 1), (self.logs, logs), (self.bytes, body_bytes))
-        for meters, cost in costs:
-            for window, limit in meters:
-                if window.used + cost > limit:
-                    return False
-        for meters, cost in costs:
-            for window, _ in meters:
-                window.used += cost
-                window.current[1] += cost
+        # Written out: a loop over the kinds would take as long again.
+        for window, limit in self.requests:
+            if window.used >= limit:
+                return False
+        for window, limit in self.logs:
+            if window.used + logs > limit:
+                return False
+        for window, limit in self.bytes:
+            if window.used + body_bytes > limit:
+                return False
+        for window, _ in self.requests:
+            window.used += 1
+        for window, _ in self.logs:
+            window.used += logs
+        for window, _ in self.bytes:
+            window.used += body_bytes
         return True
 
     async def charge(self, logs: int, body_bytes: int) -> None:
@@ -151,7 +157,7 @@ class LocalAccount(Told[Window]):
             (self.bytes, body_bytes),
         ):
             for window, _ in meters:
-                window.add(cost)
+                window.used += cost
 
     def refund(self, *, requests: int = 0, logs: int = 0, body_bytes: int = 0) -> None:
         """Do what Account says."""
@@ -233,12 +239,12 @@ class LocalFailures:
         window = self._window(source)
         wait_s = window.wait_s(1, self.per_minute)
         if not wait_s:
-            window.add(1)
+            window.used += 1
         return wait_s
 
     def add(self, source: str) -> None:
         """Count one that has been let pass elsewhere."""
-        self._window(source).add(1)
+        self._window(source).used += 1
 
     def _window(self, source: str) -> Window:
         second = int(self._clock())

@@ -6,7 +6,7 @@ nothing is near a limit, the body may be one plain log. Whatever takes more than
 """
 
 from time import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -33,11 +33,18 @@ _TYPES = frozenset((*JSON_TYPES, b"application/json; charset=utf-8"))
 log = structlog.get_logger(__name__)
 
 
+class Head(NamedTuple):
+    """What there is to know of the head of a request; it is no secret, and holds for a while."""
+
+    key_digest: bytes
+    user_agent: bytes
+    forwarded: bytes | None
+
+
 class WholeRequest(Protocol):
     """A POST of logs that has arrived whole, at the plain path, and its way to an answer."""
 
     client: tuple[str, int] | None
-    headers: list[tuple[bytes, bytes]]
     body: bytes
 
     def answer(self, status: int, headers: Headers, lines: bytes, body: bytes) -> None:
@@ -53,25 +60,33 @@ class PromptIngest:
     def __init__(self, intake: Intake) -> None:
         self.intake = intake
 
-    def take(self, exchange: WholeRequest) -> bool:
+    def look(self, headers: Headers) -> Head | None:
+        """Look at the head of a request; None if it takes more than a look."""
+        by_name = dict(headers)
+        if (
+            len(by_name) != len(headers)
+            or not _SPECIAL.isdisjoint(by_name)
+            or by_name.get(b"content-type", b"") not in _TYPES
+        ):
+            return None
+        authenticator = self.intake.authenticator
+        key_digest = authenticator.digest(by_name)
+        if key_digest is None:
+            return None
+        forwarded = by_name.get(authenticator.proxy_header)
+        return Head(key_digest, by_name.get(b"user-agent", b""), forwarded)
+
+    def take(self, exchange: WholeRequest, head: Head) -> bool:
         """Take in a request, to be answered when its log is on disk; False: nothing was done."""
         intake = self.intake
-        headers = dict(exchange.headers)
         body = exchange.body
-        if (
-            len(headers) != len(exchange.headers)
-            or not _SPECIAL.isdisjoint(headers)
-            or headers.get(b"content-type", b"") not in _TYPES
-            or not is_candidate(body, intake.single_bytes_max)
-            or suspect(body)
-        ):
+        if not is_candidate(body, intake.single_bytes_max) or suspect(body):
             return False
-        principal = intake.authenticator.recalled(headers)
+        key_digest, user_agent, forwarded = head
+        principal = intake.authenticator.recalled(key_digest)
         if principal is None or principal.client_id is None or SCOPE not in principal.scopes:
             return False
-        address = intake.authenticator.address(
-            exchange.client, headers.get(intake.authenticator.proxy_header)
-        )
+        address = intake.authenticator.address(exchange.client, forwarded)
         if principal.restrictions is not None and not intake.guard.allows(principal, address):
             return False
         account = intake.limiter.account(principal)
@@ -80,7 +95,7 @@ class PromptIngest:
         if not intake.inflight.take(len(body)):
             account.refund(requests=1, logs=1, body_bytes=len(body))
             return False
-        source = (address, headers.get(b"user-agent", b""))
+        source = (address, user_agent)
         intake.singles.add(_Taken(intake, exchange, account, principal.client_id, source))
         return True
 

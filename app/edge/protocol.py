@@ -3,7 +3,8 @@
 An ASGI server makes a task, an event and a chain of coroutines for each request: half of what a
 bare echo costs. A request that one read brought whole needs none of them to be taken in. So a POST
 of logs is offered to the application at once; if that takes it, the answer is written when the log
-is on disk. All else goes uvicorn's way, as if nothing had been.
+is on disk. The next of the same head is known by that, unparsed. All else goes uvicorn's way, as if
+nothing had been.
 
 A client that takes its time holds a connection, and there is no end of clients: each has seconds
 for the head of its request, and an address has so many connections. One timer a connection looks
@@ -17,6 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.edge.ingest import OWN_LINES, PATH
 from app.edge.problem import CONTENT_TYPE, Headers, problem, problem_body
+from app.edge.prompt import Head
+from app.edge.repeated import RepeatedHead, repeated_head
 from app.edge.request_id import new_request_id
 from app.edge.response import response_bytes
 from app.edge.switch import Edge
@@ -29,6 +32,9 @@ FIELD_BYTES_MAX = 64 * 1024
 # Requests behind one whose answer is under way. uvicorn reads on no further then, but one read may
 # bring thousands, each of which takes as much as any.
 PIPELINED_MAX = 64
+# Heads of a connection, each unlike the one before it, until no more are remembered: where every
+# request has an id of its own, say, that would be in vain.
+HEADS_MAX = 8
 
 
 class TooManyError(Exception):
@@ -56,7 +62,6 @@ class Exchange:
         "body",
         "client",
         "disconnected",
-        "headers",
         "keep_alive",
         "message_event",
         "response_complete",
@@ -65,7 +70,6 @@ class Exchange:
 
     def __init__(self, protocol: "EdgeProtocol", body: bytes) -> None:
         self.client = protocol.client
-        self.headers = protocol.head
         self.body = body
         self._protocol = protocol
         self.scope = protocol.scope
@@ -97,7 +101,7 @@ class Exchange:
         """Have the request run as any other."""
         self.response_complete = True
         if not self.disconnected:
-            self._protocol.run(self, self.scope)
+            self._protocol.run(self)
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -122,6 +126,16 @@ class EdgeProtocol(HttpToolsProtocol):
         self.head: list[tuple[bytes, bytes]] = []
         # Requests that were under way, or waited for their turn, when another came behind them.
         self._ahead: list[Any] = []
+        # Whether the parser waits for a request to begin; what has arrived now, if it did.
+        self._is_between = True
+        self._arriving = b""
+        # The last head that was taken, and what is known of it.
+        self._repeated: RepeatedHead | None = None
+        self._known: Head | None = None
+        self._heads_left = HEADS_MAX
+        # Since when the client may take its time, until the next request.
+        self._rests_since_s: float | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a client in, unless its address has too many connections."""
@@ -145,8 +159,9 @@ class EdgeProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
         if self._doors is not None and self._entered is not None:
             self._doors.leave(self._entered)
 
@@ -164,7 +179,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         is_busy = self.cycle is not None and not self.cycle.response_complete
-        if is_busy or self.timeout_keep_alive_task is not None:
+        if is_busy or self._rests_since_s is not None:
             self._overdue = None
         elif self.cycle is None or self._overdue is self.scope:
             if self.scope is None or (self.cycle is not None and self.scope is self.cycle.scope):
@@ -178,8 +193,13 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a request that it does not complete goes uvicorn's way."""
+        if self._is_between and self._take_repeated(data):
+            return
         self._field_bytes += len(data)
+        # The rest of a head that was begun before is none that a request could begin with.
+        self._arriving = data if self._is_between else b""
         super().data_received(data)
+        self._arriving = b""
         if self._held is not None:
             self._pass_on()
         if self._field_bytes > FIELD_BYTES_MAX:
@@ -199,7 +219,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Begin with the head of a request; raise TooManyError for one more in a row."""
         if len(self.pipeline) >= PIPELINED_MAX:
             raise TooManyError
-        self._has_head = False
+        self._has_head = self._is_between = False
         super().on_message_begin()
 
     def send_400_response(self, msg: str) -> None:
@@ -276,11 +296,36 @@ class EdgeProtocol(HttpToolsProtocol):
     def _offer(self, parts: list[bytes]) -> bool:
         if not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
             return False
-        exchange = Exchange(self, parts[0] if len(parts) == 1 else b"".join(parts))
         assert self._prompt is not None  # noqa: S101  # else nothing is held back
-        if not self._prompt.take(exchange):
+        head = self._prompt.look(self.head)
+        exchange = Exchange(self, parts[0] if len(parts) == 1 else b"".join(parts))
+        if head is None or not self._prompt.take(exchange, head):
             return False
         self.cycle = exchange  # type: ignore[assignment]
+        self._is_between = True
+        if self._heads_left:
+            self._heads_left -= 1
+            self._known, self._repeated = head, repeated_head(self._arriving, exchange.body)
+        else:
+            self._repeated = None
+        return True
+
+    def _take_repeated(self, data: bytes) -> bool:
+        """Take a request with the head of the last one; False: nothing was done."""
+        repeated, known = self._repeated, self._known
+        if repeated is None or known is None or self._prompt is None or self.flow.write_paused:
+            return False
+        if not self.cycle.response_complete:  # it is pipelined
+            return False
+        body = repeated.body_of(data)
+        if body is None:
+            return False
+        exchange = Exchange(self, body)
+        if not self._prompt.take(exchange, known):
+            return False
+        self.cycle = exchange  # type: ignore[assignment]
+        self._rests_since_s = None
+        self._heads_left = HEADS_MAX
         return True
 
     def _pass_on(self) -> None:
@@ -290,9 +335,15 @@ class EdgeProtocol(HttpToolsProtocol):
         for part in held:
             super().on_body(part)
 
-    def run(self, exchange: Exchange, scope: Any) -> None:
+    def run(self, exchange: Exchange) -> None:
         """Run a request that was taken, the way uvicorn does."""
+        # The head may be that of one before it, of another length.
+        length = (b"content-length", b"%d" % len(exchange.body))
+        headers = [length if one[0] == length[0] else one for one in exchange.scope["headers"]]
+        scope: Any = exchange.scope | {"headers": headers, "state": self.app_state.copy()}
         scope |= {"method": "POST", "path": PATH, "raw_path": _RAW_PATH, "query_string": b""}
+        if self.scope is exchange.scope:
+            self.scope = scope
         arrived = asyncio.Event()
         arrived.set()
         cycle = RequestResponseCycle(
@@ -316,3 +367,32 @@ class EdgeProtocol(HttpToolsProtocol):
         else:  # another request has been read behind it
             self._ahead.append(cycle)
         self._start_asgi_task(cycle, self.app)
+
+    # Keeping the connection. uvicorn makes a timer at each answer and cancels it at the next
+    # request: 1 of the 25 us that one takes. Here a timer looks how long the client has rested.
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request that is here, or to wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._rests_since_s = self.loop.time()
+        if self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_rest)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._rests_since_s = None  # something has come
+
+    def _look_at_rest(self) -> None:
+        self._rest_timer = None
+        if self._rests_since_s is None or self.transport.is_closing():
+            return
+        left_s = self._rests_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self._rest_timer = self.loop.call_later(left_s, self._look_at_rest)

@@ -80,7 +80,7 @@ class Keyring:
 
         # A dict is looked up by a digest under a key of this process, never by the token: how long
         # a lookup takes then says nothing about any token.
-        self._digest = blake2b(key=secrets.token_bytes(32), digest_size=16).copy
+        self._new_digest = blake2b(key=secrets.token_bytes(32), digest_size=16).copy
         self._verified: dict[bytes, Principal] = {}
         self._cache_principals_max = cache_principals_max
         # The verifier that argon2 has held a key against. It matches for ever, whatever else may
@@ -104,11 +104,11 @@ class Keyring:
         """Say who this key is if it has been verified since the last change; else None."""
         if not self._is_fresh:
             self._notice_changes()
-        return self.recalled(token)
+        return self.recalled(self.digest(token))
 
-    def recalled(self, token: str) -> Principal | None:
+    def recalled(self, digest: bytes) -> Principal | None:
         """Say what `cached` would, as of the last check; `check` tells whether it still holds."""
-        principal = self._verified.get(self._token_digest(token))
+        principal = self._verified.get(digest)
         if principal is None or principal.expires_at_s is None:
             return principal
         return principal if principal.expires_at_s > time.time() else None
@@ -285,12 +285,12 @@ class Keyring:
         slow = [candidate for candidate in slow if candidate.key.lookup_tag in tags]
         if not slow:
             raise InvalidKey
-        proved = self._proved.get(self._token_digest(token))
+        proved = self._proved.get(self.digest(token))
         for candidate in slow:
             if candidate.key.verifier == proved:
                 return self._accept(token, candidate)  # read in this very turn
         # The count of changes is part of the name: who comes after a change joins no older check.
-        flight_id = (self._token_digest(token), self.changes)
+        flight_id = (self.digest(token), self.changes)
         found = await self._argon2.match(flight_id, token, [c.key.verifier or "" for c in slow])
         if found is None:
             raise InvalidKey
@@ -300,7 +300,7 @@ class Keyring:
                 if candidate.key.verifier == found and candidate.is_usable():
                     if len(self._proved) >= PROVED_MAX:
                         self._proved.clear()
-                    self._proved[self._token_digest(token)] = found
+                    self._proved[self.digest(token)] = found
                     return self._accept(token, candidate)
         raise InvalidKey
 
@@ -318,7 +318,7 @@ class Keyring:
 
     def _accept(self, token: str, candidate: Candidate) -> Principal:
         principal = candidate.principal(self._defaults)
-        self._remember(self._token_digest(token), principal)
+        self._remember(self.digest(token), principal)
         self._retag_later(token, candidate.key)
         return principal
 
@@ -327,8 +327,9 @@ class Keyring:
             self._verified.clear()
         self._verified[digest] = principal
 
-    def _token_digest(self, token: str) -> bytes:
-        digest = self._digest()
+    def digest(self, token: str) -> bytes:
+        """Return what stands for a key in this process, and tells nothing of it."""
+        digest = self._new_digest()
         digest.update(token.encode("utf-8", "surrogatepass"))
         return digest.digest()
 

@@ -48,16 +48,25 @@ def test_idle_accounts_are_forgotten_and_busy_ones_are_not(
     assert len(limiter._windows) < 25  # noqa: SLF001  # that nothing grows can't be seen otherwise
 
 
-@given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), min_size=1, max_size=30))
-def test_a_window_is_a_minute(added: list[tuple[int, int]]) -> None:
-    """A window's count is that of the last sixty seconds, and its reset comes when it shrinks."""
+@given(st.lists(st.tuples(st.integers(0, 70), st.integers(-9, 5)), min_size=1, max_size=30))
+def test_a_window_is_a_minute(steps: list[tuple[int, int]]) -> None:
+    """A window's count is that of the last sixty seconds, less what was taken back."""
     second = 0
     window = Window(0)
-    history = []
-    for passed, amount in added:
+    history: list[int] = []  # the second of each that counts
+    for passed, amount in steps:
         second += passed
         window.advance(second)
-        window.add(amount)
-        history.append((second, amount))
-        assert window.used == sum(one for when, one in history if when > second - 60)
-        assert 1 <= window.reset_s() <= 60
+        history = [when for when in history if when > second - 60]
+        if amount < 0:
+            window.take_back(-amount)
+            del history[amount:]
+        else:
+            window.used += amount
+            history += [second] * amount
+        assert window.used == len(history)
+        assert window.reset_s() == (history[0] if history else second) + 60 - second
+        for limit in range(1, 6):
+            excess = len(history) + 1 - limit
+            freed = 0 if excess <= 0 else history[min(excess, len(history)) - 1] + 60 - second
+            assert window.wait_s(1, limit) == freed

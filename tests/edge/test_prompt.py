@@ -80,7 +80,8 @@ def take(service: Service, prompt: PromptIngest, *exchanges: FakeExchange) -> li
     """Offer requests in one turn of the loop, and wait until each that was taken has an end."""
 
     async def offer() -> list[bool]:
-        return [prompt.take(one) for one in exchanges]
+        heads = [(one, prompt.look(one.headers)) for one in exchanges]
+        return [head is not None and prompt.take(one, head) for one, head in heads]
 
     taken = service.run(offer())
     waiting = [one for one, was_taken in zip(exchanges, taken, strict=True) if was_taken]
@@ -207,7 +208,8 @@ def test_a_revocation_in_the_same_turn(
     exchange = FakeExchange(key)
 
     async def scenario() -> bool:
-        taken = prompt.take(exchange)
+        head = prompt.look(exchange.headers)
+        taken = head is not None and prompt.take(exchange, head)
         service.revoke(key)
         return taken
 

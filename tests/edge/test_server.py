@@ -225,6 +225,59 @@ def test_one_read_or_two(site: Site, body: bytes, headers: list[bytes]) -> None:
             assert other_reply[name] == reply[name]
 
 
+def test_each_request_of_a_connection_is_its_own(site: Site) -> None:
+    """What follows requests of one head is answered as if it came alone, whatever it shares."""
+    key = make_key(site.data_dir, "repeats")
+    one = Site(site.server, key, site.data_dir)
+    other = Site(site.server, key[:-1] + ("0" if key[-1] != "0" else "1"), site.data_dir)
+    plain = one.post(marked("repeats"))
+    head, _, body = plain.partition(b"\r\n\r\n")
+    cases = [
+        (one.post(marked("repeats-longer")), 201),
+        (other.post(marked("repeats")), 401),
+        (plain.replace(b"/api/v1/logs", b"/api/v1/nope"), 404),
+        (plain.replace(b"POST", b"HEAD")[: len(head) + 4].replace(b"Content-Length", b"X"), 200),
+        (one.post(b"{]}"), 400),
+        (one.post(gzipped(BODY), b"Content-Encoding: gzip"), 201),
+        (one.post(marked("repeats"), b"X-Request-Id: mine"), 201),
+        (plain.replace(b"Content-Length: ", b"Content-Length: 00"), 201),
+    ]
+    with one.wire() as wire:
+        for request, status in cases:
+            for _ in range(3):
+                wire.send(plain)
+                assert wire.answer().status == 201
+            wire.send(request)
+            if status == 200:  # an answer to HEAD has no body
+                assert wire.reader.readline().split()[1] == b"200"
+                http.client.parse_headers(wire.reader)
+            else:
+                assert wire.answer().status == status
+        for cut in (1, len(head), len(head) + 4, len(plain) - 1):
+            wire.send(plain[:cut])
+            time.sleep(0.01)
+            wire.send(plain[cut:] + plain)
+            assert [wire.answer().status for _ in range(2)] == [201, 201]
+    stored = [log["run_id"] for log in one.logs(limit="1000") if "run_id" in log]
+    assert stored.count("repeats-longer") == 1
+    assert stored.count("repeats") == 3 * len(cases) + 2 + 2 * 4
+    assert json.loads(body)["run_id"] == "repeats"
+
+
+def test_the_rest_of_a_head_is_no_head(site: Site) -> None:
+    """What completed a request that was begun before is no request when it comes again."""
+    plain = site.post(BODY)
+    at = plain.index(b"X-API-Key")
+    assert site.ask(plain).status == 201  # from here on the key is known
+    with site.wire() as wire:
+        wire.send(plain[:at])
+        time.sleep(0.01)
+        wire.send(plain[at:])
+        assert wire.answer().status == 201
+        wire.send(plain[at:])
+        assert wire.answer().status == 400
+
+
 def test_a_client_that_leaves_harms_nobody(site: Site) -> None:
     """Requests whose clients are gone before the answer are stored, and the server goes on."""
     for n in range(20):
