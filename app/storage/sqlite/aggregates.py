@@ -6,6 +6,7 @@ columns are read of all logs; where texts decide, the logs themselves, page by p
 """
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -95,7 +96,8 @@ class _Span(NamedTuple):
     """The time asked for: its keys, and the hours that the sums by hour answer for.
 
     Those are whole hours within it; or where tallies do, those to which its ends are the nearest:
-    of an hour that has just begun or nearly ended few logs are then left to add or to take off.
+    of an hour that has just begun or nearly ended few logs are then left to add or to take off. An
+    hour under way is over as far as there are logs of it.
     """
 
     low: tuple[int, int]
@@ -113,7 +115,8 @@ def _span(query: Aggregation) -> _Span:
     first = -(-(low[0] + (low[1] > 0)) // US_PER_HOUR)
     last = high[0] // US_PER_HOUR
     if _is_tallied(query):
-        first, last = ((end[0] + US_PER_HOUR // 2) // US_PER_HOUR for end in (low, high))
+        now_us = time.time_ns() // 1000
+        first, last = (_nearest_hour(end[0], now_us) for end in (low, high))
     if (
         "run_id" in query.filters
         or query.min_duration_ms is not None
@@ -121,6 +124,13 @@ def _span(query: Aggregation) -> _Span:
     ):
         last = first
     return _Span(low, high, first, last)
+
+
+def _nearest_hour(us: int, now_us: int) -> int:
+    """Return the hour that begins or ends where the fewest logs are likely to lie in between."""
+    hour, behind = divmod(us, US_PER_HOUR)
+    ahead = min((hour + 1) * US_PER_HOUR, now_us) - us if us <= now_us else US_PER_HOUR - behind
+    return hour if behind <= ahead else hour + 1
 
 
 def _sql(query: Aggregation, span: _Span) -> str:

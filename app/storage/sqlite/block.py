@@ -9,10 +9,11 @@ that touch many).
 import sys
 import zlib
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
 
+import msgspec
 import zstandard
 
 from app.logs.search import leaves, parse_exactly, words
@@ -29,9 +30,17 @@ _WORDS_ALONE = bytes(
 ).ljust(256, b" ")
 
 
-def pack(logs: str, commit_nos: list[int]) -> bytes:
-    """Compress rendered logs, joined by line breaks, with the length and commit of each."""
-    lines = logs.encode().split(b"\n")
+class _Texts(msgspec.Struct):
+    message: str | None
+    error: msgspec.Raw
+    metadata: msgspec.Raw
+
+
+_decode_texts = msgspec.json.Decoder(_Texts).decode
+
+
+def pack(lines: list[bytes], commit_nos: list[int]) -> bytes:
+    """Compress rendered logs with the length and commit of each; an empty line is an erased one."""
     head = array("Q", [len(lines), *map(len, lines), *commit_nos]).tobytes()
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     return compressor.compress(head + b"".join(lines))
@@ -74,6 +83,13 @@ def word_hash(word: bytes) -> bytes:
     Found by chance in one of 5,000 blocks, which costs a look into it.
     """
     return (zlib.crc32(word) & 0xFFFFFF).to_bytes(WORD_BYTES, "little")
+
+
+def words_of(lines: Iterable[bytes]) -> bytes:
+    """Give the list of all words of rendered logs."""
+    texts = [_decode_texts(line) for line in lines]
+    contents = [str(text, "utf-8") for one in texts for text in (one.error, one.metadata)]
+    return pack_words([one.message or "" for one in texts], contents)
 
 
 def pack_words(texts: Collection[str], contents: Collection[str]) -> bytes:

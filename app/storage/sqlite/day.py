@@ -269,7 +269,7 @@ class DayFile:
             self._db.execute(
                 "INSERT INTO words VALUES (?, ?, ?, ?, ?, ?)",
                 (
-                    *(id_, heads[0][0], heads[-1][0]),
+                    *(id_, min(head[0] for head in heads), max(head[0] for head in heads)),
                     *(block.last_commit_no, block.words, block.first_commit_no),
                 ),
             )

@@ -12,11 +12,10 @@ from math import isfinite
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from app.logs.aggregation import DURATION_MS_MAX, countable_ms
 from app.sqlite import sqlite3
-from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, pack, pack_words
+from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, pack, words_of
 from app.storage.sqlite.schema import CLIENT_SHIFT
 from app.storage.sqlite.wire import Key, Rewrite
 
@@ -32,15 +31,6 @@ US_PER_HOUR = 3600 * 1_000_000
 SUM_LOSS_MAX = 1000
 
 _MARK = "INSERT INTO stale VALUES (?, 1) ON CONFLICT DO UPDATE SET erasures = erasures + 1"
-
-
-class _Texts(msgspec.Struct):
-    message: str | None
-    error: Raw
-    metadata: Raw
-
-
-_decode_texts = msgspec.json.Decoder(_Texts).decode
 
 
 def erase_logs(db: sqlite3.Connection, client: int, places: Sequence[Key]) -> list[Key]:
@@ -182,11 +172,8 @@ def build_rewrite(db: sqlite3.Connection, day: int, id_: int, erasures: int) -> 
     block = Lines(found[0])
     left = set(_lines_left(db, id_, BLOCK_LOGS))
     lines = [block[at] if at in left else b"" for at in range(len(block))]
-    texts = [_decode_texts(line) for line in lines if line]
-    contents = [str(text, "utf-8") for one in texts for text in (one.error, one.metadata)]
-    words = pack_words([one.message or "" for one in texts], contents)
-    logs = pack(b"\n".join(lines).decode(), list(block.commit_nos))
-    return Rewrite(0, day, id_, erasures, logs, words)
+    words = words_of(filter(None, lines))
+    return Rewrite(0, day, id_, erasures, pack(lines, list(block.commit_nos)), words)
 
 
 def rewrite_block(db: sqlite3.Connection, rewrite: Rewrite) -> bool:

@@ -164,8 +164,9 @@ def _ask(link: WriterLink, asked: Rewrite | Scrub) -> bool:
 def _seal_clients(db: sqlite3.Connection, day: int, waiting_logs: int, link: WriterLink) -> bool:
     has_sealed = False
     for client in find_full(db, waiting_logs):
-        span_us = find_span(db, client) if waiting_logs >= BLOCK_LOGS else inf
-        for seal in build_seals(db, day, client, span_us):
+        with_rest = waiting_logs < BLOCK_LOGS
+        span_us = inf if with_rest else find_span(db, client)
+        for seal in build_seals(db, day, client, span_us, with_rest=with_rest):
             started = time.monotonic()
             if not link.seal(seal):
                 break  # logs have gone, or the disk is full: another time

@@ -2,6 +2,10 @@
 
 The newest logs of each client stay as they were written, which is fast to write but large, and has
 no words to search by. A read looks at both, in one snapshot: nothing is ever missing or twice.
+
+Logs are sealed in groups of neighbours, some blocks at a time, and within a group those of one
+workflow and status lie together: a page of these unpacks a third of the blocks that it would have
+to if each block held the logs of a time.
 """
 
 from collections.abc import Iterator
@@ -13,7 +17,7 @@ import msgspec
 
 from app.logs.aggregation import countable_ms
 from app.sqlite import sqlite3
-from app.storage.sqlite.block import BLOCK_BYTES_MAX, BLOCK_LOGS, pack, pack_words, run_hash
+from app.storage.sqlite.block import BLOCK_BYTES_MAX, BLOCK_LOGS, pack, run_hash, words_of
 from app.storage.sqlite.render import RENDER, SIZE
 from app.storage.sqlite.wire import Block, Head, Seal
 
@@ -24,9 +28,9 @@ WAITING_LOGS = 1024
 WAITING_STRAYS = 2048
 # A block is one of strays if it spans so many times the time that the middle one does.
 STRAYING = 4
-# One message to the writer, and one stop of its work: 5 ms.
+# A group: one message to the writer, and one stop of its work of 5 ms.
 SEAL_LOGS = 4 * BLOCK_LOGS
-SEAL_BYTES = BLOCK_BYTES_MAX
+SEAL_BYTES = 2 * BLOCK_BYTES_MAX
 US_PER_HOUR = 3600 * 1_000_000
 
 _READ = f"""
@@ -45,8 +49,7 @@ _READ = f"""
     )
     SELECT json_group_array(
             json_array(us, seq, series, duration_ms, run_id, external_id, commit_no)),
-        group_concat(log, char(10)), group_concat(coalesce(message, ''), char(10)),
-        group_concat(coalesce(error, '') || char(10) || coalesce(metadata, ''), char(10))
+        group_concat(log, char(10))
     FROM chosen"""  # the parts are constants
 
 _decode_rows = msgspec.json.Decoder(
@@ -87,42 +90,99 @@ def find_span(db: sqlite3.Connection, client: Client) -> float:
     return STRAYING * median(b - a for a, b in zip(times, times[BLOCK_LOGS - 1 :], strict=False))
 
 
+class _Log(NamedTuple):
+    """A log on its way into a block."""
+
+    head: Head
+    commit_no: int
+    line: bytes
+
+
 def build_seals(
-    db: sqlite3.Connection, day: int, client: Client, span_us_max: float = inf
+    db: sqlite3.Connection,
+    day: int,
+    client: Client,
+    span_us_max: float = inf,
+    *,
+    with_rest: bool = True,
 ) -> Iterator[Seal]:
-    """Make blocks of the logs of a client that wait now, but for blocks of a longer time."""
+    """Make blocks of the logs of a client that wait now, but for runs of a longer time.
+
+    Without the rest, what would make a small block waits for more.
+    """
+    ranks = _ranks(db, client)
+    group: list[_Log] = []
+    size = 0
+    for run in _runs(db, day, client):
+        run_size = sum(len(log.line) for log in run)
+        is_small = len(run) < BLOCK_LOGS and run_size < BLOCK_BYTES_MAX // 2
+        if run[-1].head[0] - run[0].head[0] > span_us_max or (is_small and not with_rest):
+            continue
+        group += run
+        size += run_size
+        if len(group) >= SEAL_LOGS or size >= SEAL_BYTES:
+            yield _seal(day, client, group, ranks)
+            group, size = [], 0
+    if group:
+        yield _seal(day, client, group, ranks)
+
+
+def _runs(db: sqlite3.Connection, day: int, client: Client) -> Iterator[list[_Log]]:
+    """Yield the logs that wait in their order, as many at a time as a block may hold."""
     values = {"client": client.number, "client_id": client.client_id, "day": day}
     last = (-(1 << 62), 0)
-    seal = Seal(0, day, client.number, [], [])
-    hours: dict[tuple[int, int], list[float]] = {}
     while True:
-        rows, logs, messages, contents = db.execute(
-            _READ, {**values, "us": last[0], "seq": last[1]}
-        ).fetchone()
+        rows, logs = db.execute(_READ, {**values, "us": last[0], "seq": last[1]}).fetchone()
         decoded = _decode_rows(rows)
-        heads = [_head(*row[:-1]) for row in decoded]
-        if heads:
-            last = heads[-1][:2]
-        if heads and last[0] - heads[0][0] <= span_us_max:
-            words = pack_words(messages.split("\n"), contents.split("\n"))
-            commit_nos = [row[-1] for row in decoded]
-            packed = pack(logs, commit_nos)
-            seal.blocks.append(Block(heads, packed, words, max(commit_nos), min(commit_nos)))
-            _add_hours(hours, heads)
-        if not heads or _is_full(seal):
-            if seal.blocks:
-                seal.hours = [(*key, *sums) for key, sums in hours.items()]  # type: ignore[misc]
-                yield seal
-            if not heads:
-                return
-            seal, hours = Seal(0, day, client.number, [], []), {}
+        if not decoded:
+            return
+        lines = logs.encode().split(b"\n")
+        yield [
+            _Log(_head(*row[:-1]), row[-1], line) for row, line in zip(decoded, lines, strict=True)
+        ]
+        last = decoded[-1][:2]
 
 
-def _is_full(seal: Seal) -> bool:
-    return (
-        sum(len(block.heads) for block in seal.blocks) >= SEAL_LOGS
-        or sum(len(block.logs) + len(block.words) for block in seal.blocks) >= SEAL_BYTES
+def _ranks(db: sqlite3.Connection, client: Client) -> dict[int, int]:
+    """Give the series of a client so far in the order in which they are to lie, by number."""
+    [ids] = db.execute(
+        """SELECT json_group_array(id) FROM (
+            SELECT id FROM series WHERE client = ? ORDER BY workflow, status, id)""",
+        (client.number,),
+    ).fetchone()
+    return {id_: rank for rank, id_ in enumerate(msgspec.json.decode(ids, type=list[int]))}
+
+
+def _seal(day: int, client: Client, group: list[_Log], ranks: dict[int, int]) -> Seal:
+    hours: dict[tuple[int, int], list[float]] = {}
+    _add_hours(hours, [log.head for log in group])
+    # In the order of their times within each; one that is new since comes first.
+    by_series = sorted(group, key=lambda log: ranks.get(log.head[2], -1))
+    return Seal(
+        *(0, day, client.number),
+        blocks=[_block(logs) for logs in _parts(by_series)],
+        hours=[(*key, *sums) for key, sums in hours.items()],  # type: ignore[misc]
     )
+
+
+def _parts(logs: list[_Log]) -> Iterator[list[_Log]]:
+    """Cut logs into what a block may hold."""
+    part: list[_Log] = []
+    size = 0
+    for log in logs:
+        size += len(log.line)
+        if part and (len(part) == BLOCK_LOGS or size > BLOCK_BYTES_MAX):
+            yield part
+            part, size = [], len(log.line)
+        part.append(log)
+    yield part
+
+
+def _block(logs: list[_Log]) -> Block:
+    lines = [log.line for log in logs]
+    commit_nos = [log.commit_no for log in logs]
+    heads = [log.head for log in logs]
+    return Block(heads, pack(lines, commit_nos), words_of(lines), max(commit_nos), min(commit_nos))
 
 
 def _head(  # noqa: PLR0913, PLR0917  # the columns

@@ -32,7 +32,7 @@ commit_nos = st.integers(0, 2**63)
 @given(st.lists(st.tuples(lines, commit_nos), min_size=1, max_size=BLOCK_LOGS))
 def test_lines_come_back(logs: list[tuple[str, int]]) -> None:
     """Each line is cut out as it went in, with the number of its commit."""
-    packed = pack("\n".join(line for line, _ in logs), [number for _, number in logs])
+    packed = pack([line.encode() for line, _ in logs], [number for _, number in logs])
     unpacked = Lines(packed)
     want = [line.encode() for line, _ in logs]
     assert len(unpacked) == len(logs)
@@ -43,7 +43,7 @@ def test_lines_come_back(logs: list[tuple[str, int]]) -> None:
 
 def test_a_damaged_block_is_noticed() -> None:
     """What is cut off, or a bit that has turned, is an error, not another log."""
-    packed = pack("one\ntwo", [1, 2])
+    packed = pack([b"one", b"two"], [1, 2])
     for damaged in (packed[:-1], packed[:-9] + bytes([packed[-9] ^ 1]) + packed[-8:], b""):
         with pytest.raises(DamagedBlock):
             Lines(damaged)

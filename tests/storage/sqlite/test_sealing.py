@@ -120,6 +120,27 @@ def test_blocks_are_bounded_in_logs(day: Day) -> None:
     assert sizes == [[BLOCK_LOGS] * (SEAL_LOGS // BLOCK_LOGS), [BLOCK_LOGS, 3]]
 
 
+def test_logs_of_a_series_lie_together(day: Day) -> None:
+    """Within a seal the logs are parted by series, and read in their order all the same."""
+    count = 2 * BLOCK_LOGS
+    day.store(*(one | {"status": f"S{n % 2}"} for n, one in enumerate(_logs(count))))
+    before = day.read(LogQuery("acme"))
+    [seal] = day.seals()
+    assert [len({head[2] for head in block.heads}) for block in seal.blocks] == [1, 1]
+    assert day.file.seal(seal)
+    assert day.read(LogQuery("acme")) == before
+
+
+def test_the_rest_waits_for_more(day: Day) -> None:
+    """What would make a small block is left, unless all is to be sealed."""
+    day.store(*_logs(BLOCK_LOGS + 3))
+    [seal] = build_seals(day.db, DAY, ACME, with_rest=False)
+    assert [len(block.heads) for block in seal.blocks] == [BLOCK_LOGS]
+    assert day.file.seal(seal)
+    assert list(build_seals(day.db, DAY, ACME, with_rest=False)) == []
+    assert len(day.seals()[0].blocks[0].heads) == 3
+
+
 def test_blocks_are_bounded_in_bytes(day: Day) -> None:
     """Large logs make blocks of few, though one log is always let in, and seals of few blocks."""
     random = Random(1)
