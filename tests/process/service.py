@@ -167,6 +167,8 @@ class Load:
                 if not self._send(connection, runs, own_ids=bool(sender % 2)):
                     connection.close()
                     self._stop.wait(0.02)
+                # Some thousand logs a second: more would take the time of tests that run beside.
+                self._stop.wait(0.0005 * size if size > 1 else 0.002)
             connection.close()
         except Exception as error:  # noqa: BLE001  # told to the test, which fails with it
             self.faults.append(error)

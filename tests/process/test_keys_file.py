@@ -33,7 +33,7 @@ def _see(port: int, key: str, status: int, written: float) -> None:
 
 
 class Garbage:
-    """Keys that nobody has, sent without pause."""
+    """Keys that nobody has, sent all the time."""
 
     def __init__(self, port: int) -> None:
         self.statuses: dict[int, int] = defaultdict(int)
@@ -53,6 +53,7 @@ class Garbage:
             number += 1
             headers = {"X-API-Key": f"garbage-{number}"}
             self.statuses[ask(self._port, "GET", PATH, headers=headers)[0]] += 1
+            self._stop.wait(0.005)
 
 
 def test_keys_of_the_file_come_and_go_in_every_worker(tmp_path: Path) -> None:
