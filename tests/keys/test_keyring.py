@@ -978,7 +978,7 @@ def test_other_configured_keys_count_on_the_next_call(
         changed = configured.with_file([_file_entry(strong), _file_entry("new")])
         keyring.reconfigure(changed.with_waiting(0))
         # In the same turn of the loop, and for who only recalls.
-        assert keyring.recalled("gone") is None
+        assert keyring.recalled(keyring.digest("gone")) is None
         assert keyring.cached("gone") is None
         assert keyring.check() > before
         with pytest.raises(InvalidKey):
