@@ -6,6 +6,7 @@ LoggerError                      what went wrong, as `detail`, plus `members` fo
 │   ├── KeyRequired              no usable credential
 │   └── InvalidKey               unknown, mistyped, revoked, inactive, expired: never says which
 ├── Forbidden                    known caller, not allowed
+│   └── InvalidSignature         a signature that does not hold: never says why
 ├── NotFound                     absent
 │   └── Elsewhere                another client's, which looks the same
 ├── Conflict                     the state does not allow it
@@ -57,6 +58,14 @@ class InvalidKey(Unauthenticated):
 
 class Forbidden(LoggerError):
     """The caller is known and may not do this."""
+
+
+class InvalidSignature(Forbidden):
+    """A signature that does not hold; `cause` is for those who look after the key."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("Invalid signature")
+        self.cause = cause
 
 
 class NotFound(LoggerError):

@@ -37,6 +37,7 @@ from app.edge.local_limits import LocalFailures, LocalLimiter
 from app.edge.prompt import PromptIngest
 from app.edge.shared_limits import SharedFailures, SharedLimiter
 from app.edge.sightings import Sightings
+from app.edge.signed import Signatures
 from app.edge.singles import SINGLE_BYTES_MAX, Singles
 from app.edge.switch import Edge
 from app.edge.tally import Tally
@@ -64,6 +65,8 @@ from app.logs.query import Cursors
 from app.logs.tail import Tails
 from app.protect.countries import Countries
 from app.protect.findings import Findings
+from app.protect.nonces import Nonces
+from app.protect.signing_keys import SigningKeys
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
@@ -119,10 +122,9 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     tally = Tally(store)
     _start(tally, stack)
     _start(Expiry(engine, store), stack)
-    presence = Presence(engine, activity, keyring)
-    await presence.start()
-    stack.push_async_callback(presence.aclose)
-    gate = await _open_gate(settings, books, secrets, keyring, stack)
+    await _report_presence(Presence(engine, activity, keyring), stack)
+    signing_keys = _open_signing_keys(secrets, engine)
+    gate = await _open_gate(settings, books, secrets, keyring, signing_keys, stack)
     cursor_secret = hkdf_sha256(secrets[0].encode(), b"cursors", 32)
     tails = Tails(store, Places(cursor_secret))
     stack.push_async_callback(tails.aclose)
@@ -142,6 +144,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     )
     services = Services(
         **gate,
+        signing_keys=signing_keys,
         tally=tally,
         store=store,
         cursors=Cursors(cursor_secret),
@@ -177,22 +180,29 @@ def _start(one: _Background, stack: AsyncExitStack) -> None:
     stack.push_async_callback(one.aclose)
 
 
+async def _report_presence(presence: Presence, stack: AsyncExitStack) -> None:
+    await presence.start()
+    stack.push_async_callback(presence.aclose)
+
+
 class _GateParts(TypedDict):
     """The members of Gate."""
 
     authenticator: Authenticator
     guard: Guard
+    signatures: Signatures
     limiter: Limiter
     sightings: Sightings
     accesses: Accesses
     denials: Denials
 
 
-async def _open_gate(
+async def _open_gate(  # noqa: PLR0913, PLR0917  # what its parts stand on
     settings: Settings,
     books: Sequence[Book],
     secrets: Sequence[str],
     keyring: Keyring,
+    signing_keys: SigningKeys,
     stack: AsyncExitStack,
 ) -> _GateParts:
     """Open what requests pass; what notes in memory what they do writes it by and by."""
@@ -209,6 +219,7 @@ async def _open_gate(
     parts = _GateParts(
         authenticator=authenticator,
         guard=Guard(_open_countries(settings, stack)),
+        signatures=_open_signatures(settings, signing_keys, activity.engine, stack),
         limiter=limiter,
         sightings=Sightings(partial(uses.record, activity.engine)),
         accesses=Accesses(AccessLog(activity.engine, settings.access_kept_days)),
@@ -217,6 +228,27 @@ async def _open_gate(
     for one in (parts["sightings"], parts["accesses"], parts["denials"]):
         _start(one, stack)
     return parts
+
+
+def _open_signing_keys(secrets: Sequence[str], engine: Engine) -> SigningKeys:
+    keys = SigningKeys(secrets)
+    if count := keys.reseal_all(engine):
+        log.info("signing secrets are sealed under the new SECRET_KEY", keys=count)
+    return keys
+
+
+def _open_signatures(
+    settings: Settings, keys: SigningKeys, activity: Engine, stack: AsyncExitStack
+) -> Signatures:
+    signatures = Signatures(
+        keys,
+        Nonces(activity),
+        age_s_max=settings.signature_age_s_max,
+        sign_management=settings.sign_management,
+        public_url=settings.public_url,
+    )
+    stack.callback(signatures.close)
+    return signatures
 
 
 def _open_prompt(intake: Intake) -> PromptIngest | None:

@@ -128,6 +128,11 @@ class Settings(BaseSettings):
     denials_kept_days: Days = 30
     access_kept_days: Days = 30
 
+    # A signed request is good for so long, and its nonce is kept until then.
+    signature_age_s_max: Annotated[int, Field(ge=10, le=3_600)] = 300
+    # Keys that have a signing key need it wherever keys are managed.
+    sign_management: bool = False
+
     # What a slow client may take: for the head of a request, for its body, between two requests.
     head_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 10
     body_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120

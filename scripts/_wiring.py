@@ -33,6 +33,7 @@ from app.keys.objects import RotationPolicy
 from app.keys.registry import get_key
 from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
+from app.protect.signing_keys import SigningKeys
 from app.settings import BadSetting, Settings, load_settings
 
 
@@ -47,6 +48,7 @@ class ControlPlane(NamedTuple):
     engine: Engine
     peppers: Peppers
     by: Author
+    signing_keys: SigningKeys
 
     @property
     def rotation_policy(self) -> RotationPolicy:
@@ -73,7 +75,7 @@ def control_plane(*, may_create: bool = False) -> Iterator[ControlPlane]:
         peppers = Peppers(secrets)
         check_secrets(engine, peppers)
         by = Author(chain_keys(secrets), f"script:{Path(sys.argv[0]).stem} ({_user()})")
-        yield ControlPlane(settings, engine, peppers, by)
+        yield ControlPlane(settings, engine, peppers, by, SigningKeys(secrets))
     finally:
         engine.dispose()
 

@@ -3,7 +3,8 @@
 import argparse
 import logging
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from _handover import hand_over, switch_off, telling
 from _signals import held
@@ -32,7 +33,9 @@ from app.keys.objects import key_object
 from app.keys.registry import create_key
 from app.keys.restrictions import ENFORCE, REPORT, parse_hours
 from app.keys.roles import ADMIN, ROLES
+from app.keys.signing import ALGORITHMS, ED25519
 from app.keys.token import ENVIRONMENTS
+from app.protect.signing_keys import TEXT_LENGTH_MAX
 
 RULE = "-" * 72
 
@@ -55,6 +58,14 @@ exists gets a new version. If that fails, the key is switched off again.
 LIBRARIES = ("azure", "boto3", "botocore", "hvac", "msal", "urllib3")
 
 
+class _Made(NamedTuple):
+    """A new key, its text, and its signing secret if it has one."""
+
+    key: ApiKey
+    text: str
+    secret: str | None
+
+
 def main() -> None:
     """Make the key and show it, this once."""
     arguments = _arguments()
@@ -63,16 +74,17 @@ def main() -> None:
         _deliver(client_id, arguments)
         return
     with control_plane(may_create=True) as plane, held():
-        key, text = _create(plane, client_id, arguments)
-        show = partial(_show, plane, key, text, is_json=arguments.json)
-        hand_over(switch_off(plane, key), show)
+        made = _create(plane, client_id, arguments)
+        show = partial(_show, plane, made, is_json=arguments.json)
+        hand_over(switch_off(plane, made.key), show)
 
 
-def _show(plane: ControlPlane, key: ApiKey, text: str, *, is_json: bool) -> None:
+def _show(plane: ControlPlane, made: _Made, *, is_json: bool) -> None:
     if is_json:
-        print_json({**key_object(key, plane.rotation_policy), "key": text})
+        extra = {} if made.secret is None else {"signing_secret": made.secret}
+        print_json({**key_object(made.key, plane.rotation_policy), "key": made.text, **extra})
     else:
-        print(_letter(key, text, plane.settings.reachable_url))
+        print(_letter(made, plane.settings.reachable_url))
 
 
 def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
@@ -85,8 +97,9 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
             # First: a key is not made if it has nowhere to go.
             manager.check()
             with control_plane(may_create=True) as plane, held():
-                key, text = _create(plane, client_id, arguments)
-                put = partial(_put, plane, manager, target, key, text)
+                made = _create(plane, client_id, arguments)
+                key = made.key
+                put = partial(_put, plane, manager, target, made)
                 hand_over(switch_off(plane, key), put)
     except NotDelivered as error:
         raise Refused(str(error)) from None
@@ -97,15 +110,15 @@ def _deliver(client_id: str, arguments: argparse.Namespace) -> None:
             print(f"API key for {key.client_id}, put into {target}:\n\n    {_facts(key)}")
 
 
-def _put(
-    plane: ControlPlane, manager: SecretsManager, target: Target, key: ApiKey, text: str
-) -> None:
+def _put(plane: ControlPlane, manager: SecretsManager, target: Target, made: _Made) -> None:
     secret = {
         "LOGGER_API_URL": plane.settings.reachable_url,
-        "LOGGER_API_KEY": text,
-        "client_id": key.client_id or "",
-        "key_id": key.key_id,
+        "LOGGER_API_KEY": made.text,
+        "client_id": made.key.client_id or "",
+        "key_id": made.key.key_id,
     }
+    if made.secret is not None:
+        secret["LOGGER_SIGNING_SECRET"] = made.secret
     try:
         manager.put(secret)
     except NotDelivered as error:
@@ -126,6 +139,12 @@ def _arguments() -> argparse.Namespace:
     )
     add_expires(parser)
     _add_restrictions(parser)
+    parser.add_argument(
+        "--sign",
+        type=_signing,
+        metavar="HOW",
+        help="take signed requests alone: hmac-sha256, or ed25519:FILE with a public key",
+    )
     for name in LIMIT_NAMES:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, metavar="N", help="0 = unlimited"
@@ -167,6 +186,21 @@ def _hours(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _signing(text: str) -> tuple[str, str | None]:
+    """Read an algorithm, and the public key of one that takes it."""
+    algorithm, _, path = text.partition(":")
+    if algorithm not in ALGORITHMS or (algorithm == ED25519) != bool(path):
+        raise argparse.ArgumentTypeError("must be hmac-sha256 or ed25519:FILE")
+    if not path:
+        return algorithm, None
+    try:
+        with Path(path).open(encoding="ascii") as file:
+            return algorithm, file.read(TEXT_LENGTH_MAX + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no PEM"
+        raise argparse.ArgumentTypeError(f"{path}: {reason}") from None
+
+
 def _target(text: str) -> Target:
     try:
         return parse_target(text)
@@ -174,13 +208,12 @@ def _target(text: str) -> Target:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _create(
-    plane: ControlPlane, client_id: str, arguments: argparse.Namespace
-) -> tuple[ApiKey, str]:
+def _create(plane: ControlPlane, client_id: str, arguments: argparse.Namespace) -> _Made:
     active_client(plane, client_id)
     if arguments.country and not plane.settings.geoip_database:
         raise Refused("--country needs the setting GEOIP_DATABASE")
-    return create_key(
+    signing = None if arguments.sign is None else plane.signing_keys.make(*arguments.sign)
+    key, text = create_key(
         plane.engine,
         plane.peppers,
         by=plane.by,
@@ -198,12 +231,20 @@ def _create(
         allowed_countries=arguments.country,
         allowed_hours=arguments.hours,
         restrictions_mode=REPORT if arguments.report_only else ENFORCE,
+        require_signature=signing is not None,
+        signing=signing,
         prefix=arguments.prefix,
         created_by="generate_api_key.py",
     )
+    return _Made(key, text, None if signing is None else signing.secret)
 
 
-def _letter(key: ApiKey, text: str, url: str) -> str:
+def _letter(made: _Made, url: str) -> str:
+    key, text = made.key, made.text
+    signing = concealed = ""
+    if made.secret is not None:
+        signing = f"\nLOGGER_SIGNING_SECRET={made.secret}"
+        concealed = "\nLOGGER_SIGNING_SECRET=<the signing secret above>"
     return f"""\
 API key for {key.client_id}, shown this once and stored nowhere:
 
@@ -214,25 +255,35 @@ API key for {key.client_id}, shown this once and stored nowhere:
 The client's .env:
 
 LOGGER_API_URL={url}
-LOGGER_API_KEY={text}
+LOGGER_API_KEY={text}{signing}
 
 {RULE}
 Send to client ({key.client_id}), by a channel that only they can read:
 {RULE}
 Your workflows can now send their logs to {url}/api/v1/logs.
-Put these two lines into the .env of your workflows:
+Put these lines into the .env of your workflows:
 
 LOGGER_API_URL={url}
-LOGGER_API_KEY=<the key above>
+LOGGER_API_KEY=<the key above>{concealed}
 
+{_request(key)}
+
+Keep the key out of code and chats. If it leaks, tell us: it can be revoked at once.
+{RULE}"""
+
+
+def _request(key: ApiKey) -> str:
+    """Show how a request is made with a key."""
+    if key.require_signature:
+        return """\
+Each request carries the key in the header X-API-Key, and a signature by RFC 9421: see
+"Sign requests" in the guide for clients."""
+    return """\
 Each request carries the key in the header X-API-Key:
 
 curl -X POST "$LOGGER_API_URL/api/v1/logs" \\
   -H "X-API-Key: $LOGGER_API_KEY" -H "Content-Type: application/json" \\
-  -d '{{"environment": "prod", "executed_at": "2026-01-31T12:00:00Z", "status": "SUCCESS"}}'
-
-Keep the key out of code and chats. If it leaks, tell us: it can be revoked at once.
-{RULE}"""
+  -d '{"environment": "prod", "executed_at": "2026-01-31T12:00:00Z", "status": "SUCCESS"}'"""
 
 
 def _facts(key: ApiKey) -> str:

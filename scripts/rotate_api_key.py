@@ -71,7 +71,7 @@ def _rotate_and_show(plane: ControlPlane, old: ApiKey, arguments: argparse.Names
 
 def _show(plane: ControlPlane, rotation: Rotation, *, is_json: bool) -> None:
     if is_json:
-        print_json(_object(plane, rotation) | {"key": rotation.text})
+        print_json(_object(plane, rotation) | {"key": rotation.text} | _secret(rotation))
     else:
         print(_letter(rotation, plane.settings.reachable_url))
 
@@ -90,10 +90,14 @@ def _rotate_and_notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Nam
     with letter.telling():
         if arguments.json:
             extra = {"claim_url": handover.claim_url, **letter.as_object()}
-            print_json(_object(plane, rotation) | extra)
+            print_json(_object(plane, rotation) | extra | _secret(rotation))
         else:
             print(f"{_deadline(rotation)}\n\n{letter} Its claim link works once:")
             print(f"\n    {handover.claim_url}")
+            if rotation.signing_secret:
+                # Not with the key: whoever gets hold of the mail is not to have both.
+                print("\nThe mail does not hold the signing secret, shown this once; give it by")
+                print(f"another way:\n\n    {rotation.signing_secret}")
 
 
 def _mail(plane: ControlPlane, route: Route, rotation: Rotation, handover: Handover) -> Letter:
@@ -113,6 +117,7 @@ def _rotate(session: Session, plane: ControlPlane, old: ApiKey, grace_s: int) ->
         grace_s=grace_s,
         key_hasher=plane.settings.key_hasher,
         created_by="rotate_api_key.py",
+        new_secret=plane.signing_keys.new_secret,
     )
 
 
@@ -124,6 +129,11 @@ def _object(plane: ControlPlane, rotation: Rotation) -> dict[str, Any]:
     }
 
 
+def _secret(rotation: Rotation) -> dict[str, str]:
+    secret = rotation.signing_secret
+    return {} if secret is None else {"signing_secret": secret}
+
+
 def _deadline(rotation: Rotation) -> str:
     assert rotation.old.grace_until is not None  # noqa: S101  # a rotation sets it
     until = utc_text(rotation.old.grace_until)
@@ -132,6 +142,8 @@ def _deadline(rotation: Rotation) -> str:
 
 def _letter(rotation: Rotation, url: str) -> str:
     key = rotation.key
+    secret = rotation.signing_secret
+    signing = "" if secret is None else f"\nLOGGER_SIGNING_SECRET={secret}"
     return f"""\
 New API key for {key.client_id or "the platform"}, shown this once and stored nowhere:
 
@@ -144,7 +156,7 @@ New API key for {key.client_id or "the platform"}, shown this once and stored no
 The client's .env:
 
 LOGGER_API_URL={url}
-LOGGER_API_KEY={rotation.text}"""
+LOGGER_API_KEY={rotation.text}{signing}"""
 
 
 if __name__ == "__main__":

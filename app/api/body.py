@@ -3,23 +3,18 @@
 FastAPI would read and parse a declared body before it asks who calls.
 """
 
-import asyncio
 import json
 import re
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
+from app.api.arrival import read_body
 from app.api.dependencies import authorize_again
-from app.errors import Invalid, MalformedBody, TooLarge, UnsupportedMedia, fault
+from app.errors import Invalid, MalformedBody, UnsupportedMedia, fault
 from app.keys.principal import Principal
 
-# Of a key with all that it may carry: metadata of 16 KiB, and a thousand datasets.
-BODY_BYTES_MAX = 128 * 1024
-# From its headers to its end; a body of this size is one packet or a few.
-BODY_S_MAX = 30.0
 # A message of msgspec ends in the place of the fault: "... - at `$.limits.logs_per_minute`".
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -51,7 +46,7 @@ async def read_json(request: Request, form: type[T], *, empty: bytes = b"") -> A
         )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("Content-Encoding is not supported here", supported=["identity"])
-    body = await _read(request) or empty
+    body = await read_body(request) or empty
     caller = await authorize_again(request)
     try:
         try:
@@ -89,21 +84,6 @@ def read_query(request: Request, form: type[T]) -> T:
         return msgspec.convert(values, form, strict=False)
     except msgspec.ValidationError as error:
         raise Invalid([_fault(str(error))]) from None
-
-
-async def _read(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S_MAX):
-            async for part in request.stream():
-                body += part
-                if len(body) > BODY_BYTES_MAX:
-                    raise TooLarge(f"Body too large: more than {BODY_BYTES_MAX} bytes")
-    except TimeoutError:
-        raise MalformedBody("Malformed body: it did not arrive in time") from None
-    except ClientDisconnect:
-        raise MalformedBody("Malformed body: it ends too early") from None
-    return bytes(body)
 
 
 def _fault(message: str) -> dict[str, Any]:

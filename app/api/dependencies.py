@@ -7,10 +7,12 @@ from fastapi import Depends, Request
 
 from app.activity.access import ALL_DATASETS
 from app.api import access
+from app.api.arrival import read_body
 from app.api.services import Services
 from app.edge.accesses import Pending
 from app.errors import Elsewhere, Invalid, NotFound
 from app.keys.principal import Principal
+from app.keys.roles import MANAGEMENT
 from app.logs.rows import NOT_A_SLUG, SLUG
 
 ALL_CLIENTS = "*"
@@ -39,9 +41,15 @@ async def authorize(request: Request, opened: Opened) -> None:
         *(opened.accesses, principal.key_id, endpoint(request), source, _datasets(rule, request))
     )
     opened.guard.check(principal, address)
+    signed = opened.signatures.check(principal, request.scope, manages=_is_management(rule))
+    request.state.signed = signed
+    request.state.caller = principal
     opened.sightings.note(principal, *source)
     await account.admit()
     access.check(rule, principal)
+    if signed is not None:
+        await opened.signatures.confirm(signed, await read_body(request))
+        request.state.caller = await authorize_again(request)
 
 
 def endpoint(request: Request) -> str:
@@ -65,13 +73,19 @@ async def authorize_again(request: Request) -> Principal:
     opened = services(request)
     principal = await opened.authenticator.authenticate(request.scope)
     opened.guard.check(principal, opened.authenticator.source(request.scope))
-    access.check(access.rule_of(request), principal)
+    rule = access.rule_of(request)
+    opened.signatures.check_still(request.state.signed, principal, manages=_is_management(rule))
+    access.check(rule, principal)
     return principal
+
+
+def _is_management(rule: access.Rule) -> bool:
+    return rule.scope == MANAGEMENT
 
 
 def caller(request: Request) -> Principal:
     """Return who calls, whom `authorize` has let pass."""
-    principal: Principal = request.state.account.principal
+    principal: Principal = request.state.caller
     return principal
 
 

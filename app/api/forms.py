@@ -4,7 +4,7 @@ An unknown name is refused: a misspelt limit would be none.
 """
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -20,8 +20,14 @@ PAGE_ITEMS_MAX = 1_000
 
 Moment = Annotated[datetime, Meta(tz=True)]
 Limits = dict[str, int | None]
-# Protection that is not built yet; whoever asks for it must not believe that it is there.
-_NOT_BUILT = ("require_signature",)
+
+
+class SigningKeyForm(Struct, forbid_unknown_fields=True):
+    """What a key is to sign its requests with."""
+
+    algorithm: Literal["hmac-sha256", "ed25519"]
+    # PEM, or base64 of its 32 bytes.
+    public_key: str | None = None
 
 
 class KeyCreate(Struct, forbid_unknown_fields=True):
@@ -42,7 +48,8 @@ class KeyCreate(Struct, forbid_unknown_fields=True):
     allowed_countries: list[str] | None = None
     allowed_hours: dict[str, Any] | None = None
     restrictions_mode: str | None = None
-    require_signature: bool = False
+    require_signature: bool | None = None
+    signing: SigningKeyForm | None = None
 
 
 class KeyPatch(Struct, forbid_unknown_fields=True):
@@ -62,6 +69,7 @@ class KeyPatch(Struct, forbid_unknown_fields=True):
     allowed_hours: dict[str, Any] | UnsetType | None = UNSET
     restrictions_mode: str | UnsetType = UNSET
     require_signature: bool | UnsetType = UNSET
+    signing: SigningKeyForm | UnsetType | None = UNSET
 
 
 class KeyRotate(Struct, forbid_unknown_fields=True):
@@ -127,15 +135,15 @@ class AccessList(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
 
 
 def columns(form: Struct) -> dict[str, Any]:
-    """Return what a form sets, by the name of the column; Invalid for limits that can't be."""
+    """Return what a form sets, by the name of the column; Invalid for limits that can't be.
+
+    But for a signing key, which is to be made first.
+    """
     asked = {
         name: value
         for name in form.__struct_fields__
-        if (value := getattr(form, name)) is not UNSET and name != "limits"
+        if (value := getattr(form, name)) is not UNSET and name not in {"limits", "signing"}
     }
-    _check_built(form)
-    for name in _NOT_BUILT:
-        asked.pop(name, None)
     if "metadata" in asked:
         asked["extra"] = asked.pop("metadata") or {}
     limits: Limits | UnsetType | None = getattr(form, "limits", UNSET)
@@ -148,13 +156,6 @@ def columns(form: Struct) -> dict[str, Any]:
     return asked | limits
 
 
-def _check_built(form: Struct) -> None:
-    """Refuse restrictions that this version would not keep to."""
-    for name in _NOT_BUILT:
-        if getattr(form, name, UNSET) not in (UNSET, None, False):  # lists
-            raise Invalid.parameter(name, "is not supported by this version")
-
-
 def check_countries(form: KeyCreate | KeyPatch, *, known: bool) -> None:
     """Refuse to restrict a key to countries where no database tells which one an address is in."""
     if not known and form.allowed_countries not in (UNSET, None):  # lists
@@ -164,14 +165,11 @@ def check_countries(form: KeyCreate | KeyPatch, *, known: bool) -> None:
 def as_properties(form: KeyCreate, client_id: str | None) -> dict[str, Any]:
     """Return the properties of a new key, as registry.KeyProperties names them.
 
-    `client_id` is the client of whoever asks, for a form that names none.
+    `client_id` is the client of whoever asks, for a form that names none. What the key signs with
+    is not among them: it is to be made first.
     """
-    _check_built(form)
-    properties = {
-        name: value
-        for name, value in msgspec.structs.asdict(form).items()
-        if name not in _NOT_BUILT
-    }
+    properties = msgspec.structs.asdict(form)
+    del properties["signing"]
     if form.client_id is None:
         properties["client_id"] = client_id
     if form.name is UNSET:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
 from pydantic_core import to_json
 
 from app.activity.uses import read_sources, read_uses
@@ -26,6 +27,7 @@ from app.api.forms import (
     KeyPatch,
     KeyRotate,
     Nothing,
+    SigningKeyForm,
     as_properties,
     check_countries,
     columns,
@@ -46,6 +48,7 @@ from app.keys.objects import UNKNOWN_USE, iso_time, key_object, source_objects
 from app.keys.principal import Principal
 from app.keys.registry import KeyFilter, Once
 from app.keys.roles import ADMIN
+from app.keys.signing import NO_SIGNING_KEY, NewSigningKey
 
 PLATFORM = "*"
 
@@ -62,18 +65,23 @@ router = APIRouter(prefix="/api/v1/api-keys", tags=["api-keys"])
 )
 @limited
 async def create(request: Request, opened: Opened) -> Response:
-    """Make a key; its text, `key`, is in this reply and never again. A new client is made too."""
+    """Make a key; its text, `key`, is in this reply and never again. A new client is made too.
+
+    So is `signing_secret`, if it is to sign by hmac-sha256.
+    """
     form, body, caller = await read_json(request, KeyCreate)
     check_countries(form, known=opened.guard.knows_countries)
     properties = as_properties(form, caller.client_id)
     if caller.client_id is None and form.client_id is None and form.role != ADMIN:
         raise Invalid.parameter("client_id", "is required, but for role admin")
     by = author_of(request, opened, caller)
+    made = await _signing_key(opened, form.signing)
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
         "create_client": caller.is_admin,
         "created_by": caller.key_id,
         "once": _once(request, caller, body),
+        "signing": made,
         **properties,
     }
 
@@ -83,7 +91,7 @@ async def create(request: Request, opened: Opened) -> Response:
             if not text:
                 return key, None
             # Before the commit: nobody would have the text of a key that can't be shown after it.
-            shown = key_object(key, opened.rotation_policy) | {"key": text}
+            shown = key_object(key, opened.rotation_policy) | {"key": text} | _secret_of(made)
             return key, _made(shown)
 
     key, response = await opened.writes.run(place_of(caller), make)
@@ -153,10 +161,17 @@ async def show(
 )
 @limited
 async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[str, Any]:
-    """Set what is named and leave the rest; null stands for the default or for none."""
+    """Set what is named and leave the rest; null stands for the default or for none.
+
+    A new `signing_secret` is in this reply and never again.
+    """
     form, _, caller = await read_json(request, KeyPatch)
     check_countries(form, known=opened.guard.knows_countries)
-    return await _update(request, opened, caller, id_or_key_id, columns(form))
+    changes, made = columns(form), None
+    if form.signing is not UNSET:
+        made = await _signing_key(opened, form.signing)
+        changes |= NO_SIGNING_KEY if made is None else made.columns()
+    return await _update(request, opened, caller, id_or_key_id, changes) | _secret_of(made)
 
 
 @router.delete("/{id_or_key_id}", summary="Delete a key", **documented(API_KEY, 403, 404, 422))
@@ -226,11 +241,14 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> Respons
                 created_by=caller.key_id,
                 by=by,
                 asker=asker,
+                new_secret=opened.signing_keys.new_secret,
             )
+            secret = rotation.signing_secret
             shown = key_object(rotation.key, opened.rotation_policy) | {
                 "key": rotation.text,
                 "grace_until": iso_time(rotation.old.grace_until),
                 "old_key_id": rotation.old.key_id,
+                **({} if secret is None else {"signing_secret": secret}),
             }
             # As in `create`: else the old key would end, and nobody have the new one.
             return rotation.generation, shown, _made(shown)
@@ -242,6 +260,17 @@ async def rotate(request: Request, id_or_key_id: str, opened: Opened) -> Respons
 def _made(shown: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     body = to_json(shown, inf_nan_mode="null")  # as the routes that return objects are answered
     return Response(body, 201, headers, "application/json")
+
+
+async def _signing_key(opened: Services, asked: SigningKeyForm | None) -> NewSigningKey | None:
+    """Make what a key is to sign with, in a thread: the first one loads the cipher."""
+    if asked is None:
+        return None
+    return await opened.reads.run(opened.signing_keys.make, asked.algorithm, asked.public_key)
+
+
+def _secret_of(made: NewSigningKey | None) -> dict[str, Any]:
+    return {} if made is None or made.secret is None else {"signing_secret": made.secret}
 
 
 async def _update(

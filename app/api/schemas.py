@@ -17,6 +17,7 @@ from app.keys.lifecycle import GRACE_S_DEFAULT
 from app.keys.models import LIMIT_NAMES
 from app.keys.restrictions import DAYS, MODES
 from app.keys.roles import ROLES
+from app.keys.signing import ALGORITHMS
 
 JsonSchema = dict[str, Any]
 
@@ -66,7 +67,16 @@ _KEY_PROPERTIES: JsonSchema = {
         "enum": list(MODES),
         "description": "`report`: what the restrictions would refuse is only reported.",
     },
-    "require_signature": _BOOLEAN,
+    "require_signature": _BOOLEAN | {"description": "Each request, by RFC 9421."},
+    "signing": _MAYBE_OBJECT
+    | {
+        "description": "What requests are signed with; null = nothing.",
+        "required": ["algorithm", "public_key"],
+        "properties": {
+            "algorithm": {"type": "string", "enum": list(ALGORITHMS)},
+            "public_key": _MAYBE_TEXT | {"description": "Of ed25519, in base64."},
+        },
+    },
     "is_active": _BOOLEAN,
     "quarantined_at": _MAYBE_TIME | {"description": "When the key was found in a log."},
     "created_at": _MAYBE_TIME,
@@ -103,6 +113,12 @@ _RECEIPT: JsonSchema = {
     "ms": {"type": "number", "description": "From the change to `effective_at`."},
     "unconfirmed": {"type": "integer"},
 }
+_SIGNING_SECRET: JsonSchema = {
+    "signing_secret": {
+        "type": "string",
+        "description": "A new one of hmac-sha256: 32 bytes in base64, in this reply alone.",
+    }
+}
 _CLIENT_PROPERTIES: JsonSchema = {
     "client_id": _TEXT,
     "name": _TEXT,
@@ -133,16 +149,20 @@ _, _FORMS = msgspec.json.schema_components(
 )
 SCHEMAS: JsonSchema = {
     **_FORMS,
-    "ApiKey": _object({**_KEY_PROPERTIES, "sources": _SOURCES, **_RECEIPT}, "sources", *_RECEIPT),
+    "ApiKey": _object(
+        {**_KEY_PROPERTIES, **_SIGNING_SECRET, "sources": _SOURCES, **_RECEIPT},
+        *(*_SIGNING_SECRET, "sources", *_RECEIPT),
+    ),
     "NewApiKey": _object(
         {
             **_KEY_PROPERTIES,
             "key": {"type": "string", "description": "The key itself: in this reply alone."},
+            **_SIGNING_SECRET,
             "old_key_id": {"type": "string", "description": "After a rotation."},
             "sources": _SOURCES,
             **_RECEIPT,
         },
-        *("key", "old_key_id", "sources", *_RECEIPT),
+        *("key", *_SIGNING_SECRET, "old_key_id", "sources", *_RECEIPT),
     ),
     "ApiKeyPage": _page("api_keys", "ApiKey"),
     "Client": _object({**_CLIENT_PROPERTIES, **_RECEIPT}, *_RECEIPT),

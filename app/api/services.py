@@ -17,6 +17,7 @@ from app.logs.query import Cursors
 from app.logs.store import LogStore
 from app.logs.tail import Tails
 from app.pool import BoundedPool
+from app.protect.signing_keys import SigningKeys
 
 # Each reads ahead and renders in a thread: a few of them keep the loop's threads free for pages.
 EXPORTS_MAX = 4
@@ -83,6 +84,7 @@ class Services(Gate):
     receipts: BoundedPool  # which wait for workers
     activity: Engine
     peppers: Peppers
+    signing_keys: SigningKeys
     key_hasher: str
     rotation_policy: RotationPolicy
     exports: Exports = field(default_factory=Exports)

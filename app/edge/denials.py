@@ -17,7 +17,15 @@ from app.edge.address import limit_group
 from app.edge.auth import Authenticator
 from app.edge.background import BackgroundWriter
 from app.edge.problem import status_of
-from app.errors import Elsewhere, Forbidden, InvalidKey, LoggerError, RateLimited, Unauthenticated
+from app.errors import (
+    Elsewhere,
+    Forbidden,
+    InvalidKey,
+    InvalidSignature,
+    LoggerError,
+    RateLimited,
+    Unauthenticated,
+)
 from app.keys import shape
 from app.keys.principal import Principal
 from app.keys.shape import Presented
@@ -93,7 +101,7 @@ class Denials:
             source_ip=address,
             user_agent=agent[:USER_AGENT_BYTES_MAX].decode("utf-8", "replace"),
             reason=reason,
-            detail=error.detail[:DETAIL_LENGTH_MAX] if isinstance(error, Forbidden) else "",
+            detail=_detail(error)[:DETAIL_LENGTH_MAX],
             presented=presented,
             key_id=None if principal is None else principal.key_id,
             client_id=None if principal is None else principal.client_id,
@@ -163,3 +171,10 @@ class Denials:
             self._refusals = waiting[:ROWS_WAITING_MAX]
             for one in [*repeats.values(), *map(Repeats.of, waiting[ROWS_WAITING_MAX:])]:
                 self._count(one)
+
+
+def _detail(error: LoggerError) -> str:
+    """Say what there is to say of this refusal beyond its reason."""
+    if isinstance(error, InvalidSignature):
+        return error.cause
+    return error.detail if isinstance(error, Forbidden) else ""

@@ -8,6 +8,7 @@ from app.edge.denials import Denials
 from app.edge.guard import Guard
 from app.edge.limits import Limiter
 from app.edge.sightings import Sightings
+from app.edge.signed import Signatures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Gate:
 
     authenticator: Authenticator
     guard: Guard
+    signatures: Signatures
     limiter: Limiter
     sightings: Sightings
     accesses: Accesses

@@ -32,6 +32,7 @@ from app.edge.outcome import JSON, Outcome, first_errors
 from app.edge.problem import Headers, problem
 from app.edge.request_id import new_request_id
 from app.edge.response import respond
+from app.edge.signed import Signed
 from app.edge.singles import Singles, is_candidate
 from app.edge.tally import Tally
 from app.errors import (
@@ -125,8 +126,13 @@ class IngestEndpoint:
             source = (address, headers.get(b"user-agent", b""))
             access = Pending(self._intake.accesses, principal.key_id, ENDPOINT, source)
             self._intake.guard.check(principal, address)
+            signed = None
+            if principal.signing is not None:
+                signed = self._intake.signatures.check(principal, scope)
             self._intake.sightings.note(principal, *source)
             upload = await self._admit(access, account, headers, scope)
+            if signed is not None:
+                upload = upload._replace(signed=signed)
             status, reply_headers, body = await self._store_upload(upload, receive, request_id)
         except ClientGone:
             return
@@ -213,6 +219,8 @@ class IngestEndpoint:
     async def _read(self, upload: "_Upload", receive: Any) -> tuple["_Upload", bytes]:
         """Read the body, and see who the caller is by now: a body may be held back for long."""
         body = await read_body(receive, upload.share, self._body_bytes_max)
+        if upload.signed is not None:
+            await self._intake.signatures.confirm(upload.signed, body)
         if upload.encoding:
             body = await expand(body, upload.encoding, upload.share, self._body_bytes_max)
         if is_suspect(body):
@@ -224,6 +232,7 @@ class IngestEndpoint:
         self._intake.guard.check(principal, upload.access.source[0])
         if principal is upload.account.principal:
             return upload, body
+        self._intake.signatures.check_still(upload.signed, principal)
         if SCOPE not in principal.scopes:
             raise Forbidden(f"Requires scope '{SCOPE}'")
         return upload._replace(account=self._intake.limiter.account(principal)), body
@@ -359,6 +368,7 @@ class _Upload(NamedTuple):
     scope: Any
     access: Pending
     request_id: str = ""
+    signed: Signed | None = None
     # Keys of ours that were in the body, and how long it was with them.
     found: Sequence[FoundKey] = ()
     body_bytes: int = 0

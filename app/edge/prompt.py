@@ -84,7 +84,12 @@ class PromptIngest:
             return False
         key_digest, user_agent, forwarded = head
         principal = intake.authenticator.recalled(key_digest)
-        if principal is None or principal.client_id is None or SCOPE not in principal.scopes:
+        if (
+            principal is None
+            or principal.client_id is None
+            or principal.signing is not None
+            or SCOPE not in principal.scopes
+        ):
             return False
         address = intake.authenticator.address(exchange.client, forwarded)
         if principal.restrictions is not None and not intake.guard.allows(principal, address):

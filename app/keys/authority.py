@@ -18,7 +18,7 @@ from app.errors import Elsewhere, Forbidden
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import Principal
 from app.keys.restrictions import REPORT, compiled
-from app.keys.roles import ADMIN, ROLES, effective_scopes
+from app.keys.roles import ADMIN, MANAGEMENT, ROLES, effective_scopes
 
 
 def check_reach(asker: Principal | None, client_id: str | None) -> None:
@@ -74,6 +74,7 @@ def check_within(asker: Principal | None, key: ApiKey) -> None:
         if key.allowed_datasets is None or wider:
             raise Forbidden(f"Not authorized for dataset '{wider[0] if wider else '*'}'")
     _check_restricted(asker, key)
+    _check_signed(asker, key)
     if asker.expires_at_s is not None:
         end = key.ends_at
         if end is None or end.timestamp() > asker.expires_at_s:
@@ -110,6 +111,14 @@ def check_change(asker: Principal | None, before: Principal, key: ApiKey, *, rev
         else:
             return
     check_within(asker, key)
+
+
+def must_sign(asker: Principal | None) -> bool:
+    """Say whether a key of the asker's making must sign its requests, where that was left open.
+
+    What it signs with has to be named: the asker's own signing key is of no use to another.
+    """
+    return asker is not None and asker.signing is not None and asker.signing.is_required
 
 
 def narrow(
@@ -169,6 +178,20 @@ def _check_restricted(asker: Principal, key: ApiKey) -> None:
         raise Forbidden("Not authorized to only report what its own restrictions refuse")
     if wider is not None:
         raise Forbidden(f"Not authorized for other {wider} than those of the key that asks")
+
+
+def _check_signed(asker: Principal, key: ApiKey) -> None:
+    """Raise Forbidden if a key may do unsigned what the asker may not.
+
+    A signing key may be asked for where keys are managed, and there alone (SIGN_MANAGEMENT): who
+    has one makes no key that manages without one, whatever is asked for at the moment.
+    """
+    if asker.signing is None:
+        return
+    if asker.signing.is_required and not key.require_signature:
+        raise Forbidden("Not authorized for keys that need no signature")
+    if key.signing_key is None and MANAGEMENT in effective_scopes(key.role, key.scopes):
+        raise Forbidden("Not authorized for keys that manage keys without a signing key")
 
 
 def _restrict(asker: Principal, key: ApiKey, *, is_mode_asked: bool) -> None:

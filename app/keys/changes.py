@@ -22,7 +22,9 @@ from app.keys.roles import MANAGEMENT
 
 # What the record of a change leaves out: secrets, what is made of them, and what says no more than
 # the record's own time.
-UNRECORDED = frozenset({"verifier", "lookup_tag", "signing_key", "updated_at"})
+UNRECORDED = frozenset({"verifier", "lookup_tag", "updated_at"})
+# Of these it says that they changed, not what they were.
+CONCEALED = frozenset({"signing_key"})
 
 
 class Asker:
@@ -140,8 +142,12 @@ def changes_of(row: ApiKey | Client) -> dict[str, list[Any]]:
             continue
         before = history.deleted[0] if history.deleted else None
         after = history.added[0] if history.added else None
-        if before != after:
-            changes[name] = [before, after]
+        if before == after:
+            continue
+        if name in CONCEALED:
+            after = after and ("replaced" if before else "set")
+            before = before and "set"
+        changes[name] = [before, after]
     return changes
 
 

@@ -32,6 +32,9 @@ DATASETS_MAX = 1_000
 EMAIL_LENGTH_MAX = 254
 RETENTION_DAYS_MAX = 36_500
 
+# What requests call columns of another name.
+_FIELDS = {"extra": "metadata", "require_signature": "signing", "signing_key": "signing"}
+
 SLUG_DETAIL = f"must match {CLIENT_ID_PATTERN.pattern}"
 
 # A dot-atom of RFC 5322 and a host name; the quoted forms, which nobody has, would need care.
@@ -63,7 +66,7 @@ def check_new_key(key: ApiKey, limits: Mapping[str, int | None], prefix: str | N
 
 def check_key(key: ApiKey, changed: Collection[str]) -> None:
     """Raise Invalid, naming each bad one, for columns of a key that were changed."""
-    names = {"metadata" if name == "extra" else name for name in changed}
+    names = {_FIELDS.get(name, name) for name in changed}
     errors = [one for one in _faults(key) if one["field"] in names]
     if errors:
         raise Invalid(errors)
@@ -106,6 +109,7 @@ def _faults(key: ApiKey) -> list[dict[str, Any]]:
         *_fault("allowed_countries", countries_fault(key.allowed_countries)),
         *_fault("allowed_hours", hours_fault(key.allowed_hours)),
         *_fault("restrictions_mode", mode_fault(key.restrictions_mode) or _idle_mode_fault(key)),
+        *_fault("signing", _signing_fault(key)),
     ]
 
 
@@ -114,6 +118,11 @@ def _idle_mode_fault(key: ApiKey) -> str | None:
     if key.is_restricted or key.restrictions_mode == ENFORCE:
         return None
     return "takes allowed_cidrs, allowed_countries or allowed_hours beside it"
+
+
+def _signing_fault(key: ApiKey) -> str | None:
+    is_missing = key.require_signature and key.signing_key is None
+    return "is required with require_signature" if is_missing else None
 
 
 def _email_fault(address: str | None) -> str | None:

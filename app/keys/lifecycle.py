@@ -31,6 +31,7 @@ from app.keys.principal import UNLIMITED, Principal
 from app.keys.records import Candidate, KeyRecord
 from app.keys.registry import IMPORTED, find_key, give_token
 from app.keys.restrictions import ENFORCE
+from app.keys.signing import HMAC_SHA256, NewSecret
 from app.keys.verifier import Peppers
 
 # Long enough to change a workflow by hand on the next working day.
@@ -41,7 +42,7 @@ GRACE_S_MAX = 90 * 24 * 3600
 _INHERITED = (
     *("client_id", "name", "description", "environment", "role", "scopes", "allowed_datasets"),
     *("extra", "allowed_cidrs", "allowed_countries", "allowed_hours", "restrictions_mode"),
-    "require_signature",
+    *("require_signature", "signature_algorithm", "signing_key"),
     *LIMIT_NAMES,
 )
 
@@ -54,12 +55,16 @@ class KeyChange(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """A new key, its text, which is nowhere stored, and the key that it takes over from."""
+    """A new key, its text, which is nowhere stored, and the key that it takes over from.
+
+    `signing_secret` is its own; None for a key that has none.
+    """
 
     key: ApiKey
     text: str
     old: ApiKey
     generation: int
+    signing_secret: str | None = None
 
 
 def update_key(
@@ -72,7 +77,7 @@ def update_key(
         defaults = UNLIMITED if by.asker is None else by.asker.defaults
         before = Candidate(KeyRecord.of(key), None).principal(defaults)
         was_off = not key.is_active or key.has_ended
-        given_until = key.expires_at
+        given_until, signed_with = key.expires_at, key.signing_key
         for name, value in changes.items():
             setattr(key, name, value)
         if not key.is_restricted and "restrictions_mode" not in changes:
@@ -83,7 +88,9 @@ def update_key(
         if key.grace_until is not None:
             key.grace_until = _earlier(key.grace_until, key.expires_at)
         is_on = key.is_active and not key.has_ended
-        check_change(principal, before, key, revived=was_off and is_on)
+        # Who replaces what a key signs with takes the key over, if it has the key's text as well.
+        is_taken = None not in {signed_with, key.signing_key} and signed_with != key.signing_key
+        check_change(principal, before, key, revived=(was_off and is_on) or is_taken)
         if key.expires_at != given_until:
             # By itself: the grace that ends the key sooner goes when its rotation is undone.
             check_life(principal, key.expires_at, given_until)
@@ -101,11 +108,13 @@ def rotate_key(  # noqa: PLR0913  # see create_key
     by: Author,
     key_hasher: str = "auto",
     created_by: str | None = None,
+    new_secret: NewSecret | None = None,
 ) -> Rotation:
     """Make a key that takes over from another, which works on for the grace and then stops.
 
     The new one has the same properties, and a life as long as the old one was given, but none
-    beyond the asker's. Raises Conflict for a key that was rotated already, is inactive or has
+    beyond the asker's; and a signing secret of its own, by `new_secret`, or the same public key.
+    Raises Conflict for a key that was rotated already, is inactive or has
     ended, Forbidden for one that may do more than the asker or outlives it.
     """
     with writing_for(engine, by) as (session, principal):
@@ -118,6 +127,7 @@ def rotate_key(  # noqa: PLR0913  # see create_key
             created_by=created_by,
             by=by,
             asker=principal,
+            new_secret=new_secret,
         )
 
 
@@ -131,6 +141,7 @@ def replace_key(  # noqa: PLR0913  # see create_key
     asker: Principal | None,
     key_hasher: str = "auto",
     created_by: str | None = None,
+    new_secret: NewSecret | None = None,
 ) -> Rotation:
     """Do the same in the caller's transaction, in which `by` is the `asker`."""
     if not 0 <= grace_s <= GRACE_S_MAX:
@@ -158,6 +169,7 @@ def replace_key(  # noqa: PLR0913  # see create_key
         with suppress(OverflowError):  # an end in the year 9999 stands for none, and stays
             key.expires_at = now + (old.expires_at - old.created_at)
     shorten(asker, key)
+    secret = _renew_secret(key, new_secret)
     text = give_token(key, _prefix(old), peppers, key_hasher)
     session.add(key)
     session.flush()  # so that the old one can name it
@@ -168,7 +180,7 @@ def replace_key(  # noqa: PLR0913  # see create_key
     by.record(
         session, "key.rotated", old, {**detail, "expires_at": [old.expires_at, key.expires_at]}
     )
-    return Rotation(key, text, old, generation)
+    return Rotation(key, text, old, generation, secret)
 
 
 def undo_rotation(engine: Engine, rotation: Rotation, *, by: Author) -> None:
@@ -192,11 +204,11 @@ def deactivate_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChang
 
 
 def delete_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
-    """Wipe a key's verifier for good; the row stays, for the audit alone."""
+    """Wipe a key's verifier and signing key for good; the row stays, for the audit alone."""
     with writing_for(engine, by) as (session, principal):
         key = _find(session, id_or_key_id, principal)
         key.is_active = False
-        key.verifier = key.lookup_tag = None
+        key.verifier = key.lookup_tag = key.signing_key = None
         key.deleted_at = utc_now()
         return _changed(session, key, by, action="key.deleted")
 
@@ -208,6 +220,16 @@ def _changed(session: Session, key: ApiKey, by: Author, *, action: str | None = 
     if changed:
         by.record(session, action or action_of("key", changed), key, changed)
     return KeyChange(key, generation)
+
+
+def _renew_secret(key: ApiKey, new_secret: NewSecret | None) -> str | None:
+    """Give a key another signing secret if it has one; its owner alone knows a private key."""
+    if key.signature_algorithm != HMAC_SHA256:
+        return None
+    assert new_secret is not None  # noqa: S101  # whoever rotates such a key brings it
+    made = new_secret()
+    key.signing_key = made.stored
+    return made.secret
 
 
 def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:

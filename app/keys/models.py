@@ -71,7 +71,7 @@ class ApiKey(SQLModel, table=True):
     allowed_countries: list[str] | None = Field(default=None, sa_type=Json)
     allowed_hours: dict[str, Any] | None = Field(default=None, sa_type=Json)
     require_signature: bool = False
-    # `report`: what the four above would refuse is only reported.
+    # `report`: what addresses, countries and hours would refuse is only reported.
     restrictions_mode: str = Field(default="enforce", max_length=16)
     # What requests are signed with: see app/protect/signing_keys.py.
     signature_algorithm: str | None = Field(default=None, max_length=16)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from app.columns import utc_now
 from app.keys.models import LIMIT_NAMES, ApiKey, Client, KeySource, KeyUse
 from app.keys.roles import ADMIN, effective_scopes
+from app.keys.signing import public_key
 
 _DAY_S = 86_400
 
@@ -55,6 +56,7 @@ def key_object(
         "allowed_hours": key.allowed_hours,
         "restrictions_mode": key.restrictions_mode,
         "require_signature": key.require_signature,
+        "signing": _signing(key),
         "is_active": key.is_active,
         "quarantined_at": iso_time(key.quarantined_at),
         "created_at": iso_time(key.created_at),
@@ -103,6 +105,13 @@ def iso_time(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _signing(key: ApiKey) -> dict[str, Any] | None:
+    if key.signing_key is None:
+        return None
+    public = public_key(key.signature_algorithm, key.signing_key)
+    return {"algorithm": key.signature_algorithm, "public_key": public}
 
 
 def _limits(owner: ApiKey | Client) -> dict[str, int | None]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.keys.restrictions import Restrictions
+from app.keys.signing import Signing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Principal:
     `own_limits` are those that the key itself was given, in the order of Limits, None = the
     default. `key_limits` are what binds it now: never above its client's.
 
-    `restrictions` are None if there are none: most keys cost a request one look at that.
+    `restrictions` and `signing` are None if there are none: most keys cost a request one look at
+    each.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Principal:
     name: str
     own_limits: tuple[int | None, int | None, int | None] = (None, None, None)
     restrictions: Restrictions | None = None
+    signing: Signing | None = None
 
 
 def _lower(limit: int, ceiling: int) -> int:

@@ -15,6 +15,7 @@ from app.keys.models import ApiKey, Client
 from app.keys.principal import UNLIMITED, Limits, Principal
 from app.keys.restrictions import ENFORCE, compiled
 from app.keys.roles import ADMIN, effective_scopes
+from app.keys.signing import Signing
 
 # A statement of the live list: the interpreter is held for about 0.2 ms to take one apart.
 LIVE_STEP_ROWS = 1_000
@@ -43,6 +44,9 @@ class KeyRecord(NamedTuple):
     allowed_countries: list[str] | None = None
     allowed_hours: dict[str, Any] | None = None
     restrictions_mode: str = ENFORCE
+    require_signature: bool = False
+    signature_algorithm: str | None = None
+    signing_key: str | None = None
 
     @classmethod
     def of(cls, key: ApiKey) -> "KeyRecord":
@@ -112,6 +116,7 @@ class Candidate(NamedTuple):
                 key.allowed_hours,
                 key.restrictions_mode,
             ),
+            signing=_signing(key),
         )
 
 
@@ -256,6 +261,12 @@ def _candidate(row: Sequence[Any]) -> Candidate:
     key = KeyRecord._make(row[:width])
     client = None if key.client_id is None else ClientRecord._make(row[width:])
     return Candidate(key, client)
+
+
+def _signing(key: KeyRecord) -> Signing | None:
+    if not key.require_signature and key.signing_key is None:
+        return None
+    return Signing(key.signature_algorithm, key.signing_key, key.require_signature)
 
 
 def _limits(owner: KeyRecord | ClientRecord, defaults: Limits) -> Limits:

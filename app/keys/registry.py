@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from app.columns import utc_now
 from app.errors import Conflict, Invalid, NotFound, fault
-from app.keys.authority import check_reach, check_role, check_within, narrow
+from app.keys.authority import check_reach, check_role, check_within, must_sign, narrow
 from app.keys.changes import Author, changes_of, writing_for
 from app.keys.clients import add_client, find_client
 from app.keys.database import reading
@@ -25,6 +25,7 @@ from app.keys.objects import RotationPolicy
 from app.keys.principal import Principal
 from app.keys.restrictions import ENFORCE
 from app.keys.roles import ADMIN
+from app.keys.signing import NO_SIGNING_KEY, NewSigningKey
 from app.keys.strength import make_verifier
 from app.keys.token import ENVIRONMENTS, PREFIX_ADMIN, mint
 from app.keys.verifier import Peppers
@@ -43,6 +44,7 @@ class KeyProperties(TypedDict, total=False):
 
     Without client_id it is the platform's: role admin, and no other. `limits` names some of
     LIMIT_NAMES, 0 = unlimited, None = the default. `prefix` replaces the environment's.
+    `require_signature` None = as whoever asks.
     """
 
     client_id: Required[str | None]
@@ -59,6 +61,8 @@ class KeyProperties(TypedDict, total=False):
     allowed_countries: list[str] | None
     allowed_hours: dict[str, Any] | None
     restrictions_mode: str | None
+    require_signature: bool | None
+    signing: NewSigningKey | None
     prefix: str | None
     created_by: str | None
 
@@ -150,6 +154,7 @@ def new_key(
     scopes = properties.get("scopes")
     datasets = properties.get("allowed_datasets")
     mode = properties.get("restrictions_mode")
+    signs, signing = properties.get("require_signature"), properties.get("signing")
     key = ApiKey(
         key_id="",
         key_prefix="",
@@ -166,6 +171,8 @@ def new_key(
         allowed_countries=properties.get("allowed_countries"),
         allowed_hours=properties.get("allowed_hours"),
         restrictions_mode=ENFORCE if mode is None else mode,
+        require_signature=must_sign(asker) if signs is None else signs,
+        **(NO_SIGNING_KEY if signing is None else signing.columns()),
         created_by=properties.get("created_by"),
     )
     check_new_key(key, limits, prefix)

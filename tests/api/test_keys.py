@@ -162,7 +162,11 @@ def test_201_an_idempotency_key_is_its_clients_own(
         ({"allowed_hours": {"start": "09:00", "end": "09:00"}}, "allowed_hours"),
         ({"allowed_hours": []}, "allowed_hours"),
         ({"restrictions_mode": "off"}, "restrictions_mode"),
-        ({"require_signature": True}, "require_signature"),
+        ({"require_signature": True}, "signing"),
+        ({"signing": {"algorithm": "rsa"}}, "signing.algorithm"),
+        ({"signing": {"algorithm": "ed25519"}}, "signing.public_key"),
+        ({"signing": {"algorithm": "ed25519", "public_key": "AAAA"}}, "signing.public_key"),
+        ({"signing": {"algorithm": "hmac-sha256", "public_key": "AAAA"}}, "signing.public_key"),
         ({"expires": "2099-01-01T00:00:00Z"}, "expires"),
     ],
 )

@@ -1,0 +1,195 @@
+"""Signing keys of API keys: made, stored and opened.
+
+A public key is stored as it is. A signing secret can't be hashed, since it is what signatures are
+made anew from; it is stored under AES-256-GCM, whose key is derived from SECRET_KEY:
+
+    $aes256gcm$s=<secret id>$<base64 of nonce and ciphertext>
+
+`cryptography` is imported where it is needed: it takes 10 MB, and most workers never need it.
+"""
+
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Engine, select, update
+from sqlmodel import col
+
+from app.errors import Invalid
+from app.keys.database import reading, writing
+from app.keys.models import ApiKey
+from app.keys.signing import ALGORITHMS, ED25519, HMAC_SHA256, NewSigningKey, Signing
+from app.keys.verifier import hkdf_sha256
+
+SEALED = "$aes256gcm$"
+SECRET_BYTES = 32
+PUBLIC_KEY_BYTES = 32
+# Of a public key as it is pasted: PEM has 113 characters.
+TEXT_LENGTH_MAX = 1_024
+# Opened secrets that are kept; past this they are opened anew, 20 us each.
+OPENED_MAX = 10_000
+
+_SEAL_NONCE_BYTES = 12
+_ID_BYTES = 4
+# A SubjectPublicKeyInfo of ed25519 (RFC 8410, 4) is this and the key.
+_SPKI = bytes.fromhex("302a300506032b6570032100")
+_BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
+# Points of small order, with or without the sign bit: under these anybody can sign anything.
+_SMALL_ORDER = frozenset(
+    int(text, 16).to_bytes(PUBLIC_KEY_BYTES, "little")
+    for text in (
+        "0",
+        "1",
+        "7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd83d3d706a17c7",
+        "05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826",
+        "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffec",
+        "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffed",
+        "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffee",
+    )
+)
+
+
+class SigningKey(NamedTuple):
+    """What signatures are held against: a secret, or a public key of 32 bytes."""
+
+    algorithm: str
+    material: bytes
+
+
+class _Seal(NamedTuple):
+    id: str
+    key: bytes
+
+
+class SigningKeys:
+    """Makes signing keys and opens them: the first secret seals, all of them open."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        seals = [_seal(secret.encode()) for secret in secrets]
+        self._current = seals[0]
+        self._seals = {seal.id: seal for seal in seals}
+        self._opened: dict[str, SigningKey] = {}
+
+    def make(self, algorithm: str, public_key: str | None) -> NewSigningKey:
+        """Make what is asked for; raise Invalid, naming the fault."""
+        if algorithm == HMAC_SHA256:
+            if public_key is not None:
+                raise Invalid.parameter("signing.public_key", f"is none of {HMAC_SHA256}'s")
+            return self.new_secret()
+        if algorithm != ED25519:
+            raise Invalid.parameter("signing.algorithm", f"must be one of {', '.join(ALGORITHMS)}")
+        if public_key is None:
+            raise Invalid.parameter("signing.public_key", f"is required with {ED25519}")
+        try:
+            raw = parse_public_key(public_key)
+        except ValueError as error:
+            raise Invalid.parameter("signing.public_key", str(error)) from None
+        return NewSigningKey(ED25519, b64encode(raw).decode())
+
+    def new_secret(self) -> NewSigningKey:
+        """Make a signing secret."""
+        secret = os.urandom(SECRET_BYTES)
+        return NewSigningKey(HMAC_SHA256, self._sealed(secret), b64encode(secret).decode())
+
+    def open(self, signing: Signing) -> SigningKey | None:
+        """Give what a key's signatures are held against; None if there is nothing to use."""
+        if signing.stored is None:
+            return None
+        if signing.algorithm == ED25519:
+            return _of_public_key(signing.stored)
+        if signing.algorithm != HMAC_SHA256:
+            return None
+        opened = self._opened.get(signing.stored)
+        if opened is None:
+            secret = self._unsealed(signing.stored)
+            if secret is None:
+                return None
+            if len(self._opened) >= OPENED_MAX:
+                self._opened.clear()
+            opened = self._opened[signing.stored] = SigningKey(HMAC_SHA256, secret)
+        return opened
+
+    def reseal_all(self, engine: Engine) -> int:
+        """Seal anew what is stored under a former SECRET_KEY, and say how many there were.
+
+        To be done at each start, which is when a secret is new. What none of the secrets opens
+        stays as it is: the secret may come back.
+        """
+        stored = col(ApiKey.signing_key)
+        sealed = select(stored).where(stored.startswith(SEALED))
+        former = sealed.where(~stored.startswith(f"{SEALED}s={self._current.id}$"))
+        with reading(engine) as session:
+            found = [one for one in session.scalars(former) if one is not None]
+        resealed = {one: self._sealed(secret) for one in found if (secret := self._unsealed(one))}
+        if not resealed:
+            return 0
+        with writing(engine) as session:
+            for old, new in resealed.items():
+                # Not by the row: its key may have been given another one meanwhile.
+                session.execute(update(ApiKey).where(stored == old).values(signing_key=new))
+        return len(resealed)
+
+    def _sealed(self, secret: bytes) -> str:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        nonce = os.urandom(_SEAL_NONCE_BYTES)
+        seal = self._current
+        content = nonce + AESGCM(seal.key).encrypt(nonce, secret, seal.id.encode())
+        return f"{SEALED}s={seal.id}${b64encode(content).decode()}"
+
+    def _unsealed(self, stored: str) -> bytes | None:
+        secret_id, _, text = stored.removeprefix(f"{SEALED}s=").partition("$")
+        seal = self._seals.get(secret_id)
+        if seal is None:
+            return None
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        try:
+            content = b64decode(text, validate=True)
+            nonce, content = content[:_SEAL_NONCE_BYTES], content[_SEAL_NONCE_BYTES:]
+            return AESGCM(seal.key).decrypt(nonce, content, seal.id.encode())
+        except (InvalidTag, ValueError):  # somebody changed the row
+            return None
+
+
+def parse_public_key(text: str) -> bytes:
+    """Read a public key of ed25519: PEM, or base64 of its 32 bytes or of its DER.
+
+    Raises ValueError with what is wrong, which repeats nothing of the text: it may be the private
+    key.
+    """
+    if len(text) > TEXT_LENGTH_MAX:
+        raise ValueError(f"must have at most {TEXT_LENGTH_MAX} characters")
+    if "PRIVATE KEY" in text:
+        raise ValueError("is a private key, which nobody but its owner may have: take another")
+    bare = "".join(text.split())
+    begin, end = "".join(_BEGIN.split()), "".join(_END.split())
+    if bare.startswith(begin) and bare.endswith(end):
+        bare = bare.removeprefix(begin).removesuffix(end)
+    try:
+        raw = b64decode(bare, validate=True)
+    except ValueError:
+        raise ValueError("must be PEM or base64") from None
+    if len(raw) == len(_SPKI) + PUBLIC_KEY_BYTES and raw.startswith(_SPKI):
+        raw = raw[len(_SPKI) :]
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise ValueError("is no public key of ed25519")
+    if raw[:-1] + bytes([raw[-1] & 0x7F]) in _SMALL_ORDER:
+        raise ValueError("is a key under which anybody could sign")
+    return raw
+
+
+def _of_public_key(stored: str) -> SigningKey | None:
+    try:
+        return SigningKey(ED25519, parse_public_key(stored))
+    except ValueError:  # somebody wrote it past the checks
+        return None
+
+
+def _seal(secret: bytes) -> _Seal:
+    return _Seal(
+        id=hkdf_sha256(secret, b"central-logger signing keys id", _ID_BYTES).hex(),
+        key=hkdf_sha256(secret, b"central-logger signing keys", 32),
+    )
