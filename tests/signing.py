@@ -36,6 +36,11 @@ class Signer(NamedTuple):
         """Make one with a private key of its own."""
         return cls(private_key=Ed25519PrivateKey.generate())
 
+    @staticmethod
+    def secret_of_nobody() -> str:
+        """Give a secret that no key has."""
+        return b64encode(secrets.token_bytes(32)).decode()
+
     @property
     def public_key(self) -> str:
         """Give its public key in PEM."""

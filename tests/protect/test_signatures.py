@@ -178,10 +178,7 @@ def test_one_changed_byte(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(text) - 1))
     byte = data.draw(st.integers(0x21, 0x7E).filter(lambda byte: byte != text[place]))
     changed = (text[:place] + bytes([byte]) + text[place + 1 :]).decode()
-    if name in fields:
-        other = signed(fields={name: changed})
-    else:
-        other = signed(**{name: changed})
+    other = signed(**({"fields": {name: changed}} if name in fields else {name: changed}))
     with pytest.raises(InvalidSignature):
         check(other)
 
