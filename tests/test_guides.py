@@ -92,8 +92,9 @@ def _stored_count(desk: Desk) -> int:
 def test_shell_samples(desk: Desk) -> None:
     """Each block for the shell does what the text beside it says."""
     _program("curl")
+    *blocks, _ = _blocks(CLIENT, "bash")
     one, array, _, ndjson, twice, read, searched, pages, usage = (
-        _run(desk, ["bash", "-eu", "-o", "pipefail"], block) for block in _blocks(CLIENT, "bash")
+        _run(desk, ["bash", "-eu", "-o", "pipefail"], block) for block in blocks
     )
     assert json.loads(one)["client_id"] == "guided"
     for batch in (array, ndjson):
@@ -122,6 +123,25 @@ def test_python_samples(desk: Desk, number: int) -> None:
     printed = _run(desk, [sys.executable, "-W", "error", "-"], _blocks(CLIENT, "python")[number])
     assert re.fullmatch(r"[0-9a-f]{36}|1", printed.strip())
     assert _stored_count(desk) == before + 1
+
+
+def test_signing_samples(desk: Desk) -> None:
+    """Each sample that signs stores a log with a key that must sign, and reads it back."""
+    _program("openssl")
+    command = [sys.executable, str(ROOT / "scripts/generate_api_key.py")]
+    made = _run(
+        desk, [*command, "--client", "signing", "--sign", "hmac-sha256", "--json"], "", ROOT
+    )
+    key = json.loads(made)
+    mine = {"LOGGER_API_KEY": key["key"], "LOGGER_SIGNING_SECRET": key["signing_secret"]}
+    signer = desk._replace(environment=desk.environment | mine)
+    shell = _blocks(CLIENT, "bash")[-1]
+    stored = json.loads(_run(signer, ["bash", "-eu", "-o", "pipefail"], shell))
+    assert stored["client_id"] == "signing"
+    python = [sys.executable, "-W", "error", "-"]
+    one, other = _run(signer, python, _blocks(CLIENT, "python")[-1]).split()
+    assert re.fullmatch(r"[0-9a-f]{36}", one)
+    assert one == other
 
 
 def test_tail_sample(desk: Desk) -> None:
@@ -175,7 +195,7 @@ def test_javascript_sample(desk: Desk) -> None:
 
 def test_provider_commands(desk: Desk) -> None:
     """Each command of the provider's guide that is marked as run does what the text says."""
-    made, admin, restricted, revoke, due, audited, suggest = _blocks(PROVIDER, "bash")
+    made, admin, restricted, signs, revoke, due, audited, suggest = _blocks(PROVIDER, "bash")
     shown = _paste(desk, made)
     assert (
         len(set(re.findall(r"LOGGER_API_KEY=cl_live_acme_corp_\w{61}$", shown, re.MULTILINE))) == 2
@@ -185,6 +205,10 @@ def test_provider_commands(desk: Desk) -> None:
     assert len(key_ids) == 2
     assert "cl_admin_" in _paste(desk, admin)
     assert "cl_live_acme_corp_" in _paste(desk, restricted)
+    _program("openssl")
+    signing = _paste(desk, signs.replace("acme_corp.pub", str(desk.directory / "acme_corp.pub")))
+    assert len(re.findall("LOGGER_SIGNING_SECRET=.{44}$", signing, re.MULTILINE)) == 1
+    assert len(re.findall("^LOGGER_API_KEY=cl_live_", signing, re.MULTILINE)) == 2
     assert "acme_corp" in _paste(desk, f"{due.strip()}0")  # the key that ends in 90 days
     assert key_ids[0] in _paste(desk, revoke.replace("KEY_ID", key_ids[0]))
     _paste(desk, due)
