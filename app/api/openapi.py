@@ -467,7 +467,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title="central-logger",
             version=__version__,
-            description="Centralized log ingestion with per-client API keys.",
+            description=(
+                "Centralized log ingestion with per-client API keys. Requests of keys with"
+                " `require_signature` are signed by RFC 9421: `Signature-Input`, `Signature`, and"
+                " `Content-Digest` where there is a body."
+            ),
             routes=app.routes,
         )
         for kind, entries in COMPONENTS.items():

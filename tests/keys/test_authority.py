@@ -1,5 +1,6 @@
 """A key can never give what it does not have."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 
@@ -8,12 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Forbidden, NotFound
-from app.keys.authority import check_change, check_reach, check_within, narrow, shorten
+from app.keys.authority import (
+    check_change,
+    check_reach,
+    check_within,
+    must_sign,
+    narrow,
+    shorten,
+)
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Limits, Principal
 from app.keys.records import Candidate, ClientRecord, KeyRecord
 from app.keys.restrictions import compiled, parse_hours
-from app.keys.roles import ADMIN, ROLES, SCOPES, effective_scopes
+from app.keys.roles import ADMIN, MANAGEMENT, ROLES, SCOPES, effective_scopes
+from app.keys.signing import HMAC_SHA256, Signing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DATASETS = st.none() | st.sets(st.sampled_from("abc"), min_size=1)
@@ -232,3 +241,47 @@ def test_the_operator_may_all() -> None:
     narrow(None, key)
     shorten(None, key)
     assert (key.allowed_datasets, key.expires_at) == (None, None)
+
+
+SECRET = "what stands for a signing key"
+
+
+@given(
+    asker=askers.flatmap(
+        lambda asker: st.sampled_from(
+            [
+                replace(asker, signing=signing)
+                for signing in (
+                    None,
+                    Signing(HMAC_SHA256, SECRET, is_required=False),
+                    Signing(HMAC_SHA256, SECRET, is_required=True),
+                )
+            ]
+        )
+    ),
+    key=keys,
+    stored=st.sampled_from([None, SECRET]),
+    signs=st.booleans(),
+)
+def test_no_key_is_let_off_signing(
+    asker: Principal, key: ApiKey, stored: str | None, signs: bool
+) -> None:
+    """Of what a signed asker may give, nothing is done unsigned that it would have to sign."""
+    plain = replace(asker, signing=None)
+    key.signing_key, key.require_signature = stored, signs
+    try:
+        check_within(plain, key)
+    except Forbidden:
+        with pytest.raises(Forbidden):
+            check_within(asker, key)
+        return
+    manages = MANAGEMENT in effective_scopes(key.role, key.scopes)
+    beyond = asker.signing is not None and (
+        (asker.signing.is_required and not signs) or (manages and stored is None)
+    )
+    if beyond:
+        with pytest.raises(Forbidden, match="sign"):
+            check_within(asker, key)
+    else:
+        check_within(asker, key)
+    assert must_sign(asker) is (asker.signing is not None and asker.signing.is_required)
