@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,14 @@ def test_vault_gets_the_key(run: Runner, vault: VaultServer) -> None:
         _check_delivered(run, VAULT, vault.environment)
         assert len(vault.stored["acme/logger"]) == count
         _check_secret(run, vault.stored["acme/logger"][-1])
+
+
+def test_a_signing_secret_goes_along(run: Runner, vault: VaultServer) -> None:
+    """The signing secret of a key that must sign is put beside the key, and shown nowhere else."""
+    done = _deliver(run, VAULT, vault.environment, "--sign", "hmac-sha256", "--json")
+    secret = vault.stored["acme/logger"][-1]["LOGGER_SIGNING_SECRET"]
+    assert len(b64decode(secret)) == 32
+    assert secret not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("named_by_url", [False, True])
