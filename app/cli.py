@@ -37,6 +37,9 @@ cli = typer.Typer(
 audit = typer.Typer(help="Check or export the audit.", no_args_is_help=True)
 cli.add_typer(audit, name="audit")
 
+alerts = typer.Typer(help="What alerts are told with.", no_args_is_help=True)
+cli.add_typer(alerts, name="alerts")
+
 DataDir = Annotated[Path | None, typer.Option(help="Where embedded storage lives.")]
 ClientId = Annotated[str | None, typer.Option(help="This client's chains alone.")]
 
@@ -186,6 +189,21 @@ def export_audit(
     settings = _settings(DATA_DIR=data_dir)
     with _refused_in_a_line(audit_command.FAULTS):
         typer.echo(audit_command.export(settings, output, client))
+
+
+@alerts.command(name="secret")
+def show_alert_secret(*, data_dir: DataDir = None) -> None:
+    """Print what signs the POSTs to ALERT_WEBHOOK_URL: whoever has it can make them up."""
+    from app.keys.bootstrap import SECRET_FILE, open_secrets  # noqa: PLC0415  # as in migrate
+    from app.keys.database import StartRefused  # noqa: PLC0415
+    from app.protect.webhook import webhook_secret  # noqa: PLC0415
+
+    settings = _settings(DATA_DIR=data_dir)
+    if not settings.secret_key and not (settings.data_dir / SECRET_FILE).exists():
+        _refuse(f"there is no SECRET_KEY, and no {SECRET_FILE} in {settings.data_dir}")
+    with _refused_in_a_line((StartRefused, OSError)):
+        secrets = open_secrets(settings.data_dir, settings.secret_key)
+        typer.echo(webhook_secret(secrets[0]))
 
 
 @contextmanager

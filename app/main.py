@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any, Protocol, TypedDict
 
@@ -24,6 +25,7 @@ from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
 from app.columns import utc_now
+from app.delivery.smtp import parse_mailbox
 from app.edge.accesses import Accesses
 from app.edge.address import parse_networks
 from app.edge.auth import Authenticator
@@ -57,16 +59,24 @@ from app.keys.keys_file import KeysFile
 from app.keys.lifecycle import update_key
 from app.keys.objects import RotationPolicy
 from app.keys.principal import Limits
+from app.keys.registry import get_key
 from app.keys.sealing import chain_keys, signers
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
 from app.logs.place import Places
 from app.logs.query import Cursors
 from app.logs.tail import Tails
+from app.protect.alerts import AlertLog, Policy
+from app.protect.blocks import Blocks
 from app.protect.countries import Countries
+from app.protect.detector import Detector
+from app.protect.evidence import Sources
 from app.protect.findings import Findings
+from app.protect.messenger import Channel, MailChannel, Messenger
 from app.protect.nonces import Nonces
 from app.protect.signing_keys import SigningKeys
+from app.protect.threats import BLOCK, Thresholds
+from app.protect.webhook import Webhook
 from app.settings import BadSetting, Settings, load_settings
 from app.storage.open import open_store
 
@@ -122,9 +132,12 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     tally = Tally(store)
     _start(tally, stack)
     _start(Expiry(engine, store), stack)
-    await _report_presence(Presence(engine, activity, keyring), stack)
+    await _enter(Presence(engine, activity, keyring), stack)
     signing_keys = _open_signing_keys(secrets, engine)
-    gate = await _open_gate(settings, books, secrets, keyring, signing_keys, stack)
+    countries = _open_countries(settings, stack)
+    opened = (keyring, signing_keys, countries)
+    gate = await _open_gate(settings, books, secrets, opened, stack)
+    _start(_open_detector(settings, books, secrets, keyring, countries), stack)
     cursor_secret = hkdf_sha256(secrets[0].encode(), b"cursors", 32)
     tails = Tails(store, Places(cursor_secret))
     stack.push_async_callback(tails.aclose)
@@ -175,14 +188,14 @@ class _Background(Protocol):
         """Stop."""
 
 
+async def _enter(presence: Presence, stack: AsyncExitStack) -> None:
+    await presence.start()
+    stack.push_async_callback(presence.aclose)
+
+
 def _start(one: _Background, stack: AsyncExitStack) -> None:
     one.start()
     stack.push_async_callback(one.aclose)
-
-
-async def _report_presence(presence: Presence, stack: AsyncExitStack) -> None:
-    await presence.start()
-    stack.push_async_callback(presence.aclose)
 
 
 class _GateParts(TypedDict):
@@ -197,18 +210,18 @@ class _GateParts(TypedDict):
     denials: Denials
 
 
-async def _open_gate(  # noqa: PLR0913, PLR0917  # what its parts stand on
+async def _open_gate(
     settings: Settings,
     books: Sequence[Book],
     secrets: Sequence[str],
-    keyring: Keyring,
-    signing_keys: SigningKeys,
+    opened: tuple[Keyring, SigningKeys, Countries | None],
     stack: AsyncExitStack,
 ) -> _GateParts:
     """Open what requests pass; what notes in memory what they do writes it by and by."""
+    keyring, signing_keys, countries = opened
     limiter, failures = await _open_limits(settings, stack)
-    authenticator = _open_authenticator(settings, keyring, failures)
     activity = books[-1]
+    authenticator = _open_authenticator(settings, keyring, failures, activity.engine, stack)
     refused = DenialLog(
         books[0].engine,
         activity.engine,
@@ -218,7 +231,7 @@ async def _open_gate(  # noqa: PLR0913, PLR0917  # what its parts stand on
     )
     parts = _GateParts(
         authenticator=authenticator,
-        guard=Guard(_open_countries(settings, stack)),
+        guard=Guard(countries),
         signatures=_open_signatures(settings, signing_keys, activity.engine, stack),
         limiter=limiter,
         sightings=Sightings(partial(uses.record, activity.engine)),
@@ -269,13 +282,68 @@ async def _open_limits(settings: Settings, stack: AsyncExitStack) -> tuple[Limit
     return SharedLimiter(shared, limiter), SharedFailures(shared, failures)
 
 
-def _open_authenticator(settings: Settings, keyring: Keyring, failures: Failures) -> Authenticator:
+def _open_authenticator(
+    settings: Settings,
+    keyring: Keyring,
+    failures: Failures,
+    activity: Engine,
+    stack: AsyncExitStack,
+) -> Authenticator:
+    if BLOCK in settings.alert_actions.values():
+        failures = Blocks(activity, failures)
+        _start(failures, stack)
     return Authenticator(
         keyring,
         require_api_key=settings.require_api_key,
         failures=failures,
         trusted_proxies=parse_networks(settings.trusted_proxies),
         proxy_header=settings.trusted_proxy_header,
+    )
+
+
+def _open_detector(
+    settings: Settings,
+    books: Sequence[Book],
+    secrets: Sequence[str],
+    keyring: Keyring,
+    countries: Countries | None,
+) -> Detector:
+    sources = Sources(
+        books[0].engine,
+        books[-1].engine,
+        settings.access_kept_days,
+        lambda: keyring.configured.keys,
+        None if countries is None else countries.country,
+    )
+    by = Author(chain_keys(secrets), "detector")
+
+    def stop(key_id: str) -> None:
+        # One that was switched off meanwhile is not to look as if it only waited for an activation.
+        if get_key(sources.control, key_id).is_active:
+            changes = {"is_active": False, "quarantined_at": utc_now()}
+            update_key(sources.control, key_id, changes, by=by)
+
+    channels: list[Channel] = []
+    if settings.alert_webhook_url:
+        channels.append(Webhook(settings.alert_webhook_url, secrets[0]))
+    if settings.alert_mail_to:
+        to = [parse_mailbox(one) for one in settings.alert_mail_to]
+        sender = parse_mailbox(settings.mail_from)
+        channels.append(MailChannel(settings.smtp_url, sender, to, settings.smtp_timeout_s))
+    policy = Policy(
+        settings.alert_actions,
+        settings.alert_block_minutes,
+        settings.alert_quiet_minutes,
+        settings.alerts_kept_days,
+        [one.name for one in channels],
+    )
+    thresholds = {one.name: getattr(settings, f"alert_{one.name}") for one in fields(Thresholds)}
+    return Detector(
+        sources,
+        Thresholds(**thresholds),
+        AlertLog(sources.activity, policy, stop),
+        Messenger(sources.activity, channels),
+        directory=settings.data_dir,
     )
 
 

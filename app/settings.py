@@ -19,6 +19,8 @@ from app.delivery.smtp import parse_mailbox, parse_server
 from app.edge.redis_url import check_redis_url
 from app.keys.token import token_fault
 from app.keys.verifier import SECRET_LENGTH_MIN
+from app.protect.threats import RULES
+from app.protect.webhook import parse_webhook
 
 # In DATA_DIR, held by the one server that runs on it.
 SERVER_LOCK = "server.lock"
@@ -50,6 +52,9 @@ EXAMPLES = {
     "PUBLIC_URL": "https://logs.example.com",
     "SMTP_URL": "smtp://user:password@mail.example.com:587",
     "MAIL_FROM": "Logger <logger@example.com>",
+    "ALERT_ACTIONS": "failed_attempts:block,unusual_country:quarantine,spike:off",
+    "ALERT_WEBHOOK_URL": "https://hooks.example.com/logger",
+    "ALERT_MAIL_TO": "ops@example.com,security@example.com",
     "CORS_ORIGINS": "https://app.example.com,http://localhost:3000",
     "TLS_CERTIFICATE": "/etc/ssl/logger/fullchain.pem",
     "TLS_KEY": "/etc/ssl/logger/privkey.pem",
@@ -147,13 +152,34 @@ class Settings(BaseSettings):
     tls_key: str = ""
     self_scan_action: Literal["redact", "quarantine"] = "redact"
 
-    metrics_public: bool = False
+    # What follows on a rule, where it is not `alert`; the rest are its thresholds: why these
+    # defaults, is told in app/protect/threats.py.
+    alert_actions: Annotated[dict[str, str], NoDecode] = {}
+    alert_window_minutes: Annotated[int, Field(ge=1, le=1440)] = 5
+    alert_failures_per_address: Annotated[int, Field(ge=0, le=100_000)] = 30
+    alert_failures_per_key: Annotated[int, Field(ge=0, le=100_000)] = 10
+    alert_revoked_key_attempts: Annotated[int, Field(ge=0, le=100_000)] = 1
+    alert_learning_days: Annotated[int, Field(ge=0, le=36_500)] = 7
+    alert_spike_factor: Annotated[float, Field(ge=1, le=10**9)] = 10
+    alert_spike_floor: Count = 600
+    alert_spike_hours: Annotated[int, Field(ge=1, le=720)] = 6
+    alert_dormant_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+    # Long enough to make guessing pointless, short enough for a job that was mended meanwhile.
+    alert_block_minutes: Annotated[int, Field(ge=1, le=10_080)] = 15
+    # What comes again sooner is the same alert.
+    alert_quiet_minutes: Annotated[int, Field(ge=1, le=1440)] = 60
+    alerts_kept_days: Days = 365
     alert_webhook_url: str = ""
+    alert_mail_to: TextList = ()
+
+    metrics_public: bool = False
     smtp_url: str = ""
     mail_from: str = ""
     geoip_database: str = ""
 
-    @field_validator("secret_key", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator(
+        "secret_key", "trusted_proxies", "cors_origins", "alert_mail_to", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -268,6 +294,36 @@ class Settings(BaseSettings):
             parse_mailbox(value)
         return value
 
+    @field_validator("alert_mail_to")
+    @classmethod
+    def _mail_readers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            parse_mailbox(part)
+        return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _webhook(cls, value: str) -> str:
+        if value:
+            parse_webhook(value)  # its error does not repeat the value, which may hold a secret
+        return value
+
+    @field_validator("alert_actions", mode="before")
+    @classmethod
+    def _action_map(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        actions: dict[str, str] = {}
+        for part in filter(None, (one.strip() for one in value.split(","))):
+            rule, _, action = (one.strip() for one in part.partition(":"))
+            if rule not in RULES:
+                raise ValueError(f"no rule is called {rule!r}, but {', '.join(RULES)}")
+            if action not in RULES[rule].actions:
+                raise ValueError(f"{rule} takes {', '.join(RULES[rule].actions)}, not {action!r}")
+            if actions.setdefault(rule, action) != action:
+                raise ValueError(f"{rule} is there twice")
+        return actions
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -317,6 +373,12 @@ class Settings(BaseSettings):
             if self.tls_certificate:
                 missing, given = given, missing
             raise ValueError(f"{missing}: is required with {given}")
+        return self
+
+    @model_validator(mode="after")
+    def _mails_with_a_server(self) -> Self:
+        if self.alert_mail_to and not (self.smtp_url and self.mail_from):
+            raise ValueError("ALERT_MAIL_TO: needs SMTP_URL and MAIL_FROM")
         return self
 
     @model_validator(mode="after")

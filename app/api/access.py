@@ -43,6 +43,7 @@ _KEY = f"{_KEYS}/{{id_or_key_id}}"
 _CLIENTS = "/api/v1/clients"
 _CLIENT = f"{_CLIENTS}/{{client_id}}"
 _AUDIT = "/api/v1/audit"
+_ALERTS = "/api/v1/alerts"
 
 RULES: dict[tuple[str, str], Rule] = {
     ("POST", ingest.PATH): Rule(scope=ingest.SCOPE),
@@ -70,6 +71,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", _AUDIT): AUDIT,
     ("GET", f"{_AUDIT}/denials/{{request_id}}"): AUDIT,
     ("GET", f"{_AUDIT}/access"): AUDIT,
+    ("GET", _ALERTS): AUDIT,
     # Any key of the platform, whatever its scopes: they tell of no client, and the key that
     # Prometheus holds should be one that may do nothing else.
     ("GET", "/metrics"): Rule(is_platform=True, is_metrics=True),

@@ -12,6 +12,7 @@ from starlette.routing import compile_path
 
 from app import __version__
 from app.api import (
+    alerts,
     audit,
     claims,
     clients,
@@ -56,7 +57,7 @@ def create_control_app(
     app.state.throttle_id = uuid4()
     routers = (
         *(export, tail, logs, query, usage, keys),
-        *(audit, clients, denials, erasure, health, claims),
+        *(audit, alerts, clients, denials, erasure, health, claims),
         *((docs,) if docs_enabled else ()),
     )
     for routes in routers:

@@ -18,6 +18,7 @@ from app.keys.models import LIMIT_NAMES
 from app.keys.restrictions import DAYS, MODES
 from app.keys.roles import ROLES
 from app.keys.signing import ALGORITHMS
+from app.protect.threats import RULES
 
 JsonSchema = dict[str, Any]
 
@@ -300,5 +301,40 @@ AUDIT_LIST = [
     _parameter(
         "action", {"type": "string", "minLength": 1, "maxLength": 64}, "Only this action's."
     ),
+    *_PAGING,
+]
+_ALERT: JsonSchema = {
+    "id": {"type": "string", "format": "uuid"},
+    "at": _TIME,
+    "last_at": _TIME,
+    "count": {"type": "integer", "description": "How often until `last_at`."},
+    "rule": {"type": "string", "enum": list(RULES)},
+    "severity": {"type": "string", "enum": ["low", "medium", "high"]},
+    "action": {"type": "string", "enum": ["alert", "block", "quarantine"]},
+    "client_id": _MAYBE_TEXT | {"description": "null = the platform's, or nobody's."},
+    "key_id": _MAYBE_TEXT,
+    "source_ip": {"type": "string", "description": "An address, or the /64 of a v6 one."},
+    "detail": {
+        "type": "object",
+        "description": "`explanation`, and what was `seen`.",
+        "examples": [{"explanation": RULES["spike"].explanation, "requests": 1200}],
+    },
+    "told": {"type": "string", "examples": ["told", "pending:webhook,mail", "nobody"]},
+}
+ALERT_PAGE = {
+    "application/json": {
+        "schema": _object(
+            {
+                "alerts": {"type": "array", "items": _object(_ALERT)},
+                "next_cursor": _MAYBE_TEXT,
+            }
+        )
+    }
+}
+ALERT_LIST = [
+    _parameter("client_id", _TEXT, "Only this client's; with an admin key, `*` for all."),
+    _parameter("from", _TEXT, "At or after: RFC 3339, or relative like `-1h`, `-7d`."),
+    _parameter("to", _TEXT, "Before."),
+    _parameter("rule", {"type": "string", "enum": list(RULES)}, "Only this rule's."),
     *_PAGING,
 ]

@@ -1,0 +1,107 @@
+"""GET /api/v1/alerts: suspicious activity, newest first."""
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import Meta, Struct
+
+from app.api.body import read_query
+from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
+from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
+from app.api.openapi import documented
+from app.api.schemas import ALERT_LIST, ALERT_PAGE
+from app.api.services import Services
+from app.api.throttle import limited
+from app.errors import Invalid
+from app.keys.principal import Principal
+from app.logs.query import Cursors
+from app.logs.selection import parse_bound
+from app.logs.timestamp import BadTime
+from app.protect.alerts import AlertFilter, as_object, read_alerts
+from app.protect.threats import RULES
+
+router = APIRouter(prefix="/api/v1/alerts", tags=["audit"])
+
+
+class AlertList(Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
+    """The query of GET /api/v1/alerts."""
+
+    client_id: str | None = None
+    from_: str | None = None
+    to: str | None = None
+    rule: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS
+    cursor: str | None = None
+
+
+class _Place(Struct, array_like=True):
+    """An alert that was shown, and the bounds of its list: `from=-1h` moves between pages."""
+
+    at: datetime
+    alert_id: UUID
+    since: datetime | None
+    until: datetime | None
+
+
+@router.get(
+    "",
+    summary="List alerts",
+    **documented(ALERT_PAGE, 403, 404, 422, parameters=ALERT_LIST),
+)
+@limited
+async def list_alerts(request: Request, caller: Caller, opened: Opened) -> Response:
+    """List suspicious activity, newest first.
+
+    What goes on is one alert, with a `count` and `last_at`. A client's own key reads what concerns
+    its client's keys; what concerns an address alone is the platform's.
+    """
+    query = read_query(request, AlertList)
+    if query.rule is not None and query.rule not in RULES:
+        raise Invalid.parameter("rule", f"is none of {', '.join(RULES)}")
+    client_id = _client_asked(caller, query.client_id, opened)
+    bound = ["alerts", client_id, query.rule, query.from_, query.to]
+    wanted = AlertFilter(client_id, rule=query.rule, limit=query.limit + 1)
+    if query.cursor is None:
+        wanted = wanted._replace(start=_moment("from", query.from_), end=_moment("to", query.to))
+    else:
+        place = _opened(opened.cursors, bound, query.cursor)
+        after = (place.at, place.alert_id)
+        wanted = wanted._replace(start=place.since, end=place.until, after=after)
+
+    def render() -> bytes:
+        found = read_alerts(opened.activity, wanted)
+        page, cursor = found[: query.limit], None
+        if len(found) > query.limit:
+            last = _Place(page[-1].at, page[-1].alert_id, wanted.start, wanted.end)
+            cursor = opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
+        shown = [as_object(one) for one in page]
+        return json.dumps({"alerts": shown, "next_cursor": cursor}).encode()
+
+    # To the last byte in the thread, as lists of keys are.
+    body = await opened.reads.run(render)
+    return Response(body, media_type="application/json")
+
+
+def _client_asked(caller: Principal, named: str | None, opened: Services) -> str | None:
+    if caller.client_id is None and named in {None, ALL_CLIENTS}:
+        return None
+    return client_asked(caller, named, opened)
+
+
+def _moment(name: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        us, _ = parse_bound(text, time.time_ns() // 1000)
+        return datetime.fromtimestamp(us / 1_000_000, UTC)
+    except (BadTime, ValueError, OverflowError) as error:
+        raise Invalid.parameter(name, str(error)) from None
+
+
+def _opened(cursors: Cursors, bound: list[Any], cursor: str) -> _Place:
+    return msgspec.msgpack.decode(cursors.open_place(bound, cursor), type=_Place)

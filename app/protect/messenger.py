@@ -1,0 +1,184 @@
+"""Alerts are told: by webhook, and by mail to ALERT_MAIL_TO.
+
+Each alert is told once by each channel. What fails is tried again, after a restart too, for
+GIVE_UP; only a receiver that took an alert and did not answer in time gets it twice, and can tell
+by its `Idempotency-Key`.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, make_msgid
+from functools import partial
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Engine
+
+from app.columns import utc_now
+from app.delivery.smtp import Mail, Mailbox, NotSent, send
+from app.errors import StorageUnavailable
+from app.protect.alerts import (
+    NotTold,
+    as_object,
+    channels_left,
+    mark_told,
+    read_pending,
+    summary,
+)
+from app.protect.models import Alert
+
+LOOK_S = 2.0
+# Doubled at each failure in a row, and cut by up to a half at random.
+BACKOFF_S = 1.0
+BACKOFF_S_MAX = 300.0
+GIVE_UP = timedelta(days=3)
+_SEVEN_BITS = SMTP.clone(cte_type="7bit")
+
+log = structlog.get_logger(__name__)
+
+
+class Channel(Protocol):
+    """A way to tell people of an alert."""
+
+    @property
+    def name(self) -> str:
+        """Name it, as `told` does."""
+
+    async def tell(self, alert: Alert) -> None:
+        """Tell of an alert; raise NotTold."""
+
+
+class MailChannel:
+    """Sends alerts by mail, in a thread of its own."""
+
+    name = "mail"
+
+    def __init__(
+        self, smtp_url: str, sender: Mailbox, to: Sequence[Mailbox], timeout_s: float
+    ) -> None:
+        self._smtp_url = smtp_url
+        self._sender = sender
+        self._to = tuple(to)
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alert-mail")
+        # Whom an alert has reached, where others have not got it yet.
+        self._reached: dict[UUID, set[str]] = {}
+
+    async def tell(self, alert: Alert) -> None:
+        """Do what Channel says; nobody gets a mail twice because another one can't be reached."""
+        loop = asyncio.get_running_loop()
+        reached = self._reached.setdefault(alert.alert_id, set())
+        for to in self._to:
+            if to.address in reached:
+                continue
+            mail = compose(alert, self._sender, to)
+            try:
+                await loop.run_in_executor(
+                    self._thread, send, mail, self._smtp_url, self._timeout_s
+                )
+            except NotSent as error:
+                raise NotTold(str(error)) from None
+            reached.add(to.address)
+        del self._reached[alert.alert_id]
+
+
+def compose(alert: Alert, sender: Mailbox, to: Mailbox) -> Mail:
+    """Write the mail about an alert; nothing in its head comes from outside."""
+    headers = {
+        "Subject": f"Logger alert: {alert.rule} ({alert.severity})",
+        "From": sender.header,
+        "To": to.header,
+        "Date": format_datetime(utc_now()),
+        "Message-ID": make_msgid(domain=sender.domain),
+        "Auto-Submitted": "auto-generated",
+    }
+    body = EmailMessage(policy=_SEVEN_BITS)
+    body.set_content(f"{summary(alert)}\n\n{json.dumps(as_object(alert), indent=2)}\n")
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return Mail(sender, to, head.encode("ascii") + body.as_bytes())
+
+
+class _Backoff(NamedTuple):
+    """How often a channel failed in a row, and when it is tried again (monotonic, s)."""
+
+    failures: int = 0
+    next_s: float = 0.0
+
+
+class Messenger:
+    """Tells of alerts that wait for it, by each channel by itself; to be run by one worker."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        channels: Sequence[Channel],
+        look_s: float = LOOK_S,
+        backoff_s: float = BACKOFF_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._channels = {one.name: one for one in channels}
+        self._look_s = look_s
+        self._backoff_s = backoff_s
+        self._clock = clock
+        self._backoffs = {name: _Backoff() for name in self._channels}
+        # How often each was tried in vain: one that is never taken must not be before all others.
+        self._tries: dict[tuple[UUID, str], int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._tasks = [asyncio.create_task(self._run(one)) for one in self._channels.values()]
+
+    async def aclose(self) -> None:
+        """Stop; what is not told yet is told after the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, channel: Channel) -> None:
+        while True:
+            try:
+                await self._tell_all(channel)
+            except StorageUnavailable as error:
+                log.warning("alerts are told another time", reason=error.reason)
+            except Exception:
+                log.exception("alerts are told another time")
+            left_s = self._backoffs[channel.name].next_s - self._clock()
+            await asyncio.sleep(max(left_s, self._look_s))
+
+    async def _tell_all(self, channel: Channel) -> None:
+        """Tell of all that waits for a channel, until it fails."""
+        oldest = utc_now() - 2 * GIVE_UP
+        pending = await asyncio.to_thread(read_pending, self._engine, oldest)
+        waiting = [one for one in pending if channel.name in channels_left(one)]
+        waiting.sort(key=lambda one: self._tries.get((one.alert_id, channel.name), 0))
+        for alert in waiting:
+            marked = partial(mark_told, self._engine, alert.alert_id, channel.name)
+            if utc_now() - alert.at > GIVE_UP:
+                await asyncio.to_thread(marked, gave_up=True)
+                continue
+            try:
+                await channel.tell(alert)
+            except NotTold as error:
+                self._failed(alert.alert_id, channel.name, str(error))
+                return
+            self._backoffs[channel.name] = _Backoff()
+            self._tries.pop((alert.alert_id, channel.name), None)
+            await asyncio.to_thread(marked)
+
+    def _failed(self, alert_id: UUID, name: str, reason: str) -> None:
+        failures = self._backoffs[name].failures + 1
+        wait_s = min(self._backoff_s * 2 ** min(failures - 1, 20), BACKOFF_S_MAX)
+        wait_s *= random.uniform(0.5, 1)  # noqa: S311  # no secret
+        self._backoffs[name] = _Backoff(failures, self._clock() + wait_s)
+        self._tries[alert_id, name] = self._tries.get((alert_id, name), 0) + 1
+        log.warning("an alert was not told", channel=name, alert_id=str(alert_id), reason=reason)
