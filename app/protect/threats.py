@@ -25,8 +25,9 @@ SPIKE = "spike"
 DORMANT_KEY = "dormant_key"
 
 MINUTES_PER_DAY = 1440
-# What is remembered of failures: with more subjects than this the ones quiet longest are forgotten.
-SUBJECTS_MAX = 50_000
+# What is remembered of failures, at 3 kB each: with more subjects than this the ones quiet longest
+# are forgotten. Of refusals so few have a row (app/edge/denials.py) that no more can be noisy.
+SUBJECTS_MAX = 10_000
 # A key that is used from as many networks has no usual address, and the rule is silent about it.
 NETWORKS_MAX = 200
 # A median of fewer minutes says nothing about what is usual.
@@ -146,14 +147,18 @@ class Refused(NamedTuple):
     client_id: str | None = None
 
 
+class _Attempt(NamedTuple):
+    at_s: float
+    seen: str
+    party: str
+
+
 @dataclass(slots=True)
 class _Burst:
     """What one subject did since the last judgement, with the attempts that led to it."""
 
     last: Refused
-    moments: list[float]
-    seen: dict[str, None] = field(default_factory=dict)
-    sources: dict[str, None] = field(default_factory=dict)
+    attempts: list[_Attempt]
 
 
 class Attempts:
@@ -166,7 +171,7 @@ class Attempts:
             KEY_GUESSED_AT: thresholds.failures_per_key,
             ENDED_KEY: thresholds.revoked_key_attempts,
         }
-        self._times: dict[tuple[str, str], deque[float]] = {}
+        self._latest: dict[tuple[str, str], deque[_Attempt]] = {}
 
     def judge(self, refusals: Iterable[Refused]) -> list[Finding]:
         """Judge the refusals that have come since, the oldest first."""
@@ -176,28 +181,26 @@ class Attempts:
                 most = self._most[rule]
                 if not most:
                     continue
-                times = self._of(rule, subject, most)
-                times.append(one.at_s)
-                if len(times) < most or one.at_s - times[0] > self._window_s:
+                latest = self._of(rule, subject, most)
+                latest.append(_Attempt(one.at_s, what, party_of(one.source_ip)))
+                if len(latest) < most or one.at_s - latest[0].at_s > self._window_s:
                     continue
                 burst = bursts.get((rule, subject))
                 if burst is None:
-                    burst = bursts[rule, subject] = _Burst(one, list(times))
+                    bursts[rule, subject] = _Burst(one, list(latest))
                 else:
                     burst.last = one
-                    burst.moments.append(one.at_s)
-                burst.seen[what] = None
-                burst.sources[party_of(one.source_ip)] = None
+                    burst.attempts.append(latest[-1])
         return [_found(*name, burst) for name, burst in bursts.items()]
 
-    def _of(self, rule: str, subject: str, most: int) -> deque[float]:
-        times = self._times.pop((rule, subject), None)
-        if times is None:
-            times = deque(maxlen=most)
-            if len(self._times) >= SUBJECTS_MAX:
-                del self._times[next(iter(self._times))]
-        self._times[rule, subject] = times  # the latest stands last
-        return times
+    def _of(self, rule: str, subject: str, most: int) -> "deque[_Attempt]":
+        latest = self._latest.pop((rule, subject), None)
+        if latest is None:
+            latest = deque(maxlen=most)
+            if len(self._latest) >= SUBJECTS_MAX:
+                del self._latest[next(iter(self._latest))]
+        self._latest[rule, subject] = latest  # the noisiest of late stand last
+        return latest
 
 
 def _subjects(one: Refused) -> Iterable[tuple[str, str, str]]:
@@ -218,9 +221,9 @@ def _found(rule: str, subject: str, burst: _Burst) -> Finding:
         key_id=burst.last.key_id if is_of_key else None,
         client_id=burst.last.client_id if is_of_key else None,
         source_ip=burst.last.source_ip if is_of_key else subject,
-        seen=tuple(burst.seen),
-        moments=tuple(burst.moments),
-        sources=tuple(one for one in burst.sources if one),
+        seen=tuple(dict.fromkeys(one.seen for one in burst.attempts)),
+        moments=tuple(one.at_s for one in burst.attempts),
+        sources=tuple(dict.fromkeys(one.party for one in burst.attempts if one.party)),
     )
 
 
