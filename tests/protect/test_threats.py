@@ -59,8 +59,8 @@ def test_failed_attempts_of_an_address() -> None:
     """As many failures from one address within the window as the threshold are a finding."""
     (found,) = Attempts(T).judge(attempts(5) + attempts(1, source_ip="192.0.2.8"))
     assert (found.rule, found.source_ip) == (FAILED_ATTEMPTS, "192.0.2.7")
-    assert not found.key_id
-    assert found.moments == (0, 1, 2, 3, 4)
+    assert found.key_id is None
+    assert list(found.moments) == [0, 1, 2, 3, 4]
     assert (found.seen, found.sources) == (("unknown_key",), ("192.0.2.7",))
 
 

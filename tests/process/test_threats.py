@@ -1,0 +1,62 @@
+"""Threats to a server with two workers: one alert, told once, and a block in both of them."""
+
+import json
+import time
+from pathlib import Path
+
+from app.keys.token import mint
+from loadtests.server import make_admin_key, make_key, start_product
+from tests.process.service import PATH, Reply, ask, kill_all, wait_until
+from tests.protect.receiver import HOLD, running_receiver
+
+LOG = b'{"environment":"dev","executed_at":0,"status":"OK"}'
+FAILURES = 40
+BLOCKED_S_MAX = 2.0
+
+
+def test_two_workers_one_alert(tmp_path: Path) -> None:
+    """Both workers refuse, one tells; both block; and a kill at any moment tells nothing twice."""
+    data_dir = tmp_path / "data"
+    admin, key = make_admin_key(data_dir), make_key(data_dir, "acme")
+    wrong = mint("cl_live", "acme").text
+    with running_receiver() as receiver:
+        env = {
+            "ALERT_ACTIONS": "failed_attempts:block",
+            "ALERT_WEBHOOK_URL": receiver.url,
+            "AUTH_FAILURES_PER_MINUTE": "0",
+            "MANAGEMENT_REQUESTS_PER_MINUTE": "100000",
+        }
+
+        def post(port: int, sent: str) -> Reply:
+            headers = {"X-API-Key": sent, "Content-Type": "application/json"}
+            return ask(port, "POST", PATH, LOG, headers)
+
+        def alerts(port: int) -> list[dict[str, object]]:
+            body = ask(port, "GET", "/api/v1/alerts", headers={"X-API-Key": admin})[2]
+            found: list[dict[str, object]] = json.loads(body)["alerts"]
+            return found
+
+        receiver.answers = [HOLD]
+        with start_product(data_dir, env, workers=2) as server:
+            for _ in range(FAILURES):
+                assert post(server.port, wrong)[0] in {401, 429}
+            wait_until(lambda: post(server.port, wrong)[0] == 429, "a block")
+            blocked_s = time.monotonic()
+            # Each request has a connection of its own, which either worker takes.
+            while time.monotonic() < blocked_s + BLOCKED_S_MAX:
+                post(server.port, wrong)
+            assert {post(server.port, wrong)[0] for _ in range(30)} == {429}
+            assert {post(server.port, key)[0] for _ in range(10)} == {201}
+            wait_until(lambda: len(receiver.bodies) == 1, "a webhook, which gets no answer")
+            kill_all(server)
+        receiver.answers = [200]
+        with start_product(data_dir, env, workers=2) as server:
+            # It was blocked before, and is from the start.
+            wait_until(lambda: post(server.port, wrong)[0] == 429, "a block after the restart")
+            wait_until(lambda: alerts(server.port)[0]["told"] == "told", "who was told")
+            (alert,) = alerts(server.port)
+            assert (alert["rule"], alert["source_ip"]) == ("failed_attempts", "127.0.0.1")
+            assert isinstance(alert["count"], int)
+            assert alert["count"] >= FAILURES
+        assert len({json.loads(body)["id"] for body in receiver.bodies}) == 1
+        assert len(receiver.bodies) == 2
