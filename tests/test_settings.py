@@ -1,10 +1,12 @@
 """Settings and `.env.example`."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
 
+from app.protect.threats import Thresholds
 from app.settings import BadSetting, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +66,14 @@ def test_example_shows_the_defaults() -> None:
         ("HEAD_TIMEOUT_S", "0", "greater"),
         ("GEOIP_DATABASE", "/no/such/file", "read"),
         ("TRUSTED_PROXY_HEADER", "X-Real-IP", "forwarded"),
+        ("ALERT_ACTIONS", "guesses:block", "failed_attempts"),
+        ("ALERT_ACTIONS", "spike", "alert, block, quarantine, off"),
+        ("ALERT_ACTIONS", "failed_attempts_on_key:quarantine", "alert, block, off"),
+        ("ALERT_ACTIONS", "spike:off,spike:block", "twice"),
+        ("ALERT_SPIKE_FACTOR", "nan", "1000000000"),
+        ("ALERT_WEBHOOK_URL", "ftp://hooks.example.com", "http"),
+        ("ALERT_MAIL_TO", "ops@example.com", "SMTP_URL"),
+        ("ALERT_MAIL_TO", "ops", "mail address"),
     ],
 )
 def test_bad_value_is_one_line(
@@ -88,6 +98,7 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
         ("API_KEYS", '{"hunter2-hunter2": "a", "hunter2-hunter2": "b"}'),
         ("SMTP_URL", "smtp://user:hunter2/@mail.example.com"),
         ("SMTP_URL", "smtp://user:hunter2@mail.example.com:x"),
+        ("ALERT_WEBHOOK_URL", "https://hooks.example.com/hunter2#x"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
@@ -159,3 +170,16 @@ def test_environment_goes_before_env_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PORT", "9002")
     settings = load_settings()
     assert (settings.port, settings.workers) == (9002, 3)
+
+
+def test_thresholds_are_settings() -> None:
+    """Each threshold of the rules is a setting with the same default."""
+    settings = load_settings(_env_file=None)
+    for name in (one.name for one in fields(Thresholds)):
+        assert getattr(settings, f"alert_{name}") == getattr(Thresholds(), name)
+
+
+def test_actions_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actions are pairs with commas between, each rule with one that it can have."""
+    monkeypatch.setenv("ALERT_ACTIONS", " spike : quarantine, failed_attempts:block,")
+    assert load_settings().alert_actions == {"spike": "quarantine", "failed_attempts": "block"}

@@ -79,7 +79,7 @@ _KEY_PROPERTIES: JsonSchema = {
         },
     },
     "is_active": _BOOLEAN,
-    "quarantined_at": _MAYBE_TIME | {"description": "When the key was found in a log."},
+    "quarantined_at": _MAYBE_TIME | {"description": "When it was switched off for suspicion."},
     "created_at": _MAYBE_TIME,
     "created_by": _MAYBE_TEXT,
     "expires_at": _MAYBE_TIME,

@@ -43,6 +43,8 @@ from app.protect.threats import (
 )
 
 EVERY_S = 2.0
+# Of a core, whatever there is to judge. A thousand keys in use take 10 ms each time.
+SHARE_MAX = 0.05
 # Refusals are written twice a second by each worker; what is younger may not be all.
 SETTLED_S = 1.5
 # Uses are written every two seconds, of the minute in which they were.
@@ -86,9 +88,6 @@ class Detector:
         self._path = directory / LOCK_FILE
         self._every_s = every_s
         self._attempts = Attempts(thresholds)
-        first_minutes = max(FIRST_MINUTES, thresholds.window_minutes)
-        self._place = Place(utc_now() - timedelta(minutes=first_minutes), "")
-        self._since_minute = int(time.time() // 60) - FIRST_MINUTES
         self._minutes: dict[int, _Minute] = {}
         self._habits: dict[str, Habits] = {}
         self._findings: list[Finding] = []
@@ -97,6 +96,13 @@ class Detector:
         self._is_failing = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
         self._task: asyncio.Task[None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Go to where the evidence begins that a former detector may not have judged."""
+        first_minutes = max(FIRST_MINUTES, self._thresholds.window_minutes)
+        self._place = Place(utc_now() - timedelta(minutes=first_minutes), "")
+        self._since_minute = int(time.time() // 60) - FIRST_MINUTES
 
     def start(self) -> None:
         """Begin soon."""
@@ -126,12 +132,15 @@ class Detector:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        took_s = 0.0
         while True:
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(max(self._every_s, took_s / SHARE_MAX))
+            started_s = time.monotonic()
             try:
                 was_elected = self._lock is not None
                 if self._is_elected():
-                    if not was_elected:
+                    if not was_elected:  # it may have waited for days
+                        self._begin()
                         self._messenger.start()
                     await loop.run_in_executor(self._thread, self.detect)
                 self._is_failing = False
@@ -141,6 +150,7 @@ class Detector:
                 self._is_failing = True
             except Exception:
                 log.exception("threats are looked for later")
+            took_s = time.monotonic() - started_s
 
     def _judge_refusals(self) -> None:
         until = datetime.fromtimestamp(time.time() - SETTLED_S, UTC)

@@ -164,6 +164,7 @@ class Messenger:
         for alert in waiting:
             marked = partial(mark_told, self._engine, alert.alert_id, channel.name)
             if utc_now() - alert.at > GIVE_UP:
+                self._tries.pop((alert.alert_id, channel.name), None)
                 await asyncio.to_thread(marked, gave_up=True)
                 continue
             try:

@@ -25,7 +25,7 @@ class Alert(SQLModel, table=True):
     key_id: str | None = Field(default=None, max_length=64)
     source_ip: str = Field(max_length=45)
     detail: str = Field(sa_type=Text)
-    # Who was told: `pending` until webhook and mail have gone out.
+    # Who was told: `pending:webhook,mail` until both were, then `told`; see alerts.py.
     told: str = Field(max_length=32)
 
 
