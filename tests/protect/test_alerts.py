@@ -25,7 +25,7 @@ from app.protect.messenger import GIVE_UP, Channel, MailChannel, Messenger
 from app.protect.models import Alert
 from app.protect.webhook import Webhook, parse_webhook, webhook_secret
 from loadtests.server import ROOT, free_port
-from tests.delivery.mail_sink import HOST, make_certificate, part, running_sink
+from tests.delivery.mail_sink import HOST, Sink, make_certificate, part, running_sink
 from tests.protect.receiver import HOLD, Receiver, running_receiver
 from tests.support import Json, Service, eventually, key_id_of, problem, record, running
 
@@ -213,26 +213,43 @@ def test_the_secret_is_shown_by_a_command(tmp_path: Path) -> None:
 
 
 def test_mail(activity: Engine) -> None:
-    """Everybody of ALERT_MAIL_TO gets an alert once, also when the server refused it at first."""
+    """An alert is mailed as text that says all, and the webhook is told of by itself."""
     add(activity, alert("pending:webhook,mail"))
-    to = [Mailbox("", "ops@example.com"), Mailbox("Guard", "guard@example.com")]
     with running_sink() as sink, running_receiver() as receiver:
-        url = f"smtp://{HOST}:{sink.port}"
-        channel = MailChannel(url, Mailbox("Logger", "logger@example.com"), to, 10)
-        sink.refusal = "451 later"
-        with structlog.testing.capture_logs() as logs:
-            tell(activity, channel, until=lambda: bool(logs))
-        sink.refusal = ""
         webhook = Webhook(receiver.url, SECRET)
-        tell(activity, channel, webhook, until=are_told(activity))
+        tell(activity, webhook, until=lambda: told(activity) == ["pending:mail"])
+        tell(activity, mail_channel(sink, "ops@example.com"), until=are_told(activity))
         assert len(receiver.bodies) == 1
-    assert sink.recipients == [["ops@example.com"], ["guard@example.com"]]
-    first = sink.messages[0]
-    assert first["Subject"] == "Logger alert: unusual_address (medium)"
-    assert first["To"] == "ops@example.com"
-    text = part(first, "plain")
+    (message,) = sink.messages
+    assert message["Subject"] == "Logger alert: unusual_address (medium)"
+    assert message["To"] == "ops@example.com"
+    text = part(message, "plain")
     assert "Key Zk3Zk3Zk3Zk3 of acme. From 203.0.113.7. Action: quarantine." in text
     assert '"203.0.113.0/24"' in text
+
+
+def test_a_mail_that_is_refused(activity: Engine) -> None:
+    """Everybody of ALERT_MAIL_TO gets an alert once, though the server refuses some at first."""
+    add(activity, alert("pending:mail"))
+    refusals = ["250 OK", "451 later", "250 OK"]
+
+    async def take(_server: Any, _session: Any, envelope: Any, to: str, _options: Any) -> str:
+        envelope.rcpt_tos.append(to)
+        return refusals.pop(0)
+
+    with running_sink() as sink:
+        sink.handle_RCPT = take  # type: ignore[attr-defined]  # where aiosmtpd looks for it
+        channel = mail_channel(sink, "ops@example.com", "guard@example.com")
+        with structlog.testing.capture_logs() as logs:
+            tell(activity, channel, until=are_told(activity))
+    assert sink.recipients == [["ops@example.com"], ["guard@example.com"]]
+    assert ["451 later" in one["reason"] for one in logs] == [True]
+
+
+def mail_channel(sink: Sink, *to: str) -> MailChannel:
+    """Give what mails to these addresses."""
+    sender, readers = Mailbox("Logger", "logger@example.com"), [Mailbox("", one) for one in to]
+    return MailChannel(f"smtp://{HOST}:{sink.port}", sender, readers, 10)
 
 
 # --- what follows, from outside ------------------------------------------------------------------

@@ -133,6 +133,12 @@ def too_few(desk: Desk) -> None:
     desk.refuse(2, reason="wrong_secret", key_id=KEY)
 
 
+def nobodys(desk: Desk) -> None:
+    """Have requests without a key come from elsewhere, where none is required."""
+    desk.use(*(day * MINUTES_PER_DAY for day in range(1, 40)), key_id="anonymous")
+    desk.use(0, key_id="anonymous", source_ip=STRANGE)
+
+
 FIRES: dict[str, Callable[[Desk], None]] = {
     "failed_attempts": lambda desk: desk.refuse(5),
     "failed_attempts_on_key": lambda desk: desk.refuse(3, reason="wrong_secret", key_id=KEY),
@@ -149,7 +155,7 @@ CALM: dict[str, Callable[[Desk], None]] = {
     "over a limit": lambda desk: desk.refuse(50, status=429, reason="rate_limit_requests"),
     "the usual": lambda desk: desk.use(0, 1, 2, source_ip="198.51.100.77", requests=100),
     "a dataset refused": lambda desk: desk.use(0, dataset="payroll", outcome="403"),
-    "nobody's": lambda desk: desk.use(0, key_id="anonymous", source_ip=STRANGE),
+    "nobody's": nobodys,
 }
 
 
