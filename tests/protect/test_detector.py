@@ -1,8 +1,9 @@
 """Tests of app.protect.detector: evidence in activity.db becomes alerts, each once."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from app.protect.detector import Detector
 from app.protect.evidence import Sources
 from app.protect.messenger import Messenger
 from app.protect.models import AddressBlock, Alert
-from app.protect.threats import MINUTES_PER_DAY, RULES, Thresholds
-from tests.support import Json
+from app.protect.threats import MINUTES_PER_DAY, RULES, Finding, Thresholds
+from tests.support import DEADLINE_S, Json
 
 KEY, OTHER = "Zk3Zk3Zk3Zk3", "Qq9Qq9Qq9Qq9"
 USUAL, STRANGE = "198.51.100.9", "203.0.113.7"
@@ -387,3 +388,46 @@ def test_nothing_secret_is_in_an_alert(desk: Desk) -> None:
     desk.detector().detect()
     (alert,) = desk.alerts()
     assert json.loads(json.dumps(alert))["source_ip"] == '"}<script>'
+
+
+class Counting(AlertLog):
+    """Counts what one of several detectors gives it."""
+
+    findings = 0
+
+    def record(self, findings: Iterable[Finding]) -> None:
+        """Record and count."""
+        given = list(findings)
+        self.findings += len(given)
+        super().record(given)
+
+
+def test_one_detector_at_a_time(desk: Desk) -> None:
+    """Of two workers one looks for threats, and the other one when the first has gone."""
+    logs = [Counting(desk.activity, Policy(), desk.quarantined.append) for _ in range(2)]
+    sources = Sources(desk.control, desk.activity, 30)
+    detectors = [
+        Detector(
+            *(sources, T, log, Messenger(desk.activity, [])), directory=desk.directory, every_s=0.02
+        )
+        for log in logs
+    ]
+
+    async def found(log: Counting) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not log.findings:  # noqa: ASYNC110  # what it waits for is in a database
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)  # ten looks of another one
+
+    async def scenario() -> None:
+        for detector in detectors:
+            detector.start()
+        desk.refuse(5)
+        await found(logs[0])
+        assert logs[1].findings == 0
+        await detectors[0].aclose()
+        await found(logs[1])
+        await detectors[1].aclose()
+
+    asyncio.run(scenario())
+    assert desk.told() == [("failed_attempts", 5)]
