@@ -18,6 +18,7 @@ from app.logs.search import (
     parse_exactly,
     parse_search,
     scalar_text,
+    stands_plainly,
     words,
 )
 
@@ -102,6 +103,50 @@ def test_ascii_is_no_special_case(text: str) -> None:
     """The short way for ASCII gives what the long one does."""
     ascii_part = text.encode("ascii", "ignore").decode()
     assert words(ascii_part) == words(f"{ascii_part} \u00e9")[:-1]
+
+
+# Letters, marks that go together with them, and what folds to ASCII or stands for it.
+odd_text = st.text(
+    st.sampled_from(
+        'aAeEhijJkKnsST_1 -\\"\u0301\u0307\u030c\u0323\u0327\u0331\u0345\u034f\u00e9\u00df\u00fc'
+        "\u0130\u0131\u0149\u017f\u01f0\u03a3\u1e96\u1e9b\u1e9e\u2122\u212a\u4fa1\ufb01\uff24\uff3f"
+        "\U0001d400\U0001d165\U0001f680"
+    )
+    | st.characters(exclude_categories=["Cs"]),
+    max_size=12,
+)
+
+
+@given(odd_text)
+@example("e\u0301x")
+@example("\u1e96\u0327h")
+def test_words_that_stand_plainly_are_in_the_bytes(text: str) -> None:
+    r"""Where nothing else makes words of ASCII, each is there in lower case, also in JSON."""
+    for form in (text, json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        if stands_plainly(form.encode()):
+            lowered = form.encode().lower()
+            assert all(word.encode() in lowered for word in words(text) if word.isascii())
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Disk full", True),
+        ("caf\u00e9 e\u0301t\u00e9 \u4fa1\u683c \U0001f680", True),
+        (r"caf\u00e9 \ud83d\ude80 \u0001 \u003c \ud83d", True),
+        ("\u212a", False),
+        ("a\uff3fb", False),
+        ("Stra\u00dfe", False),
+        (r"\u0041", False),
+        (r"\u005F", False),
+        (r"\u212A", False),
+        (r"\uD835\uDC00", False),
+        (r"\ud83d\ud835\udc00", False),
+    ],
+)
+def test_which_texts_stand_plainly(text: str, plain: bool) -> None:
+    """Most do; not those with letters that fold to ASCII, nor with such behind an escape."""
+    assert stands_plainly(text.encode()) is plain
 
 
 @pytest.mark.parametrize(
@@ -197,6 +242,22 @@ def test_each_text_is_found_by_its_own_words(texts: list[str]) -> None:
         if phrase := words(text):
             assert Search((Term(tuple(phrase)),)).matches(texts)
             assert not Search((Term(tuple(phrase), negated=True),)).matches(texts)
+
+
+@given(
+    st.lists(st.tuples(odd_text, st.booleans()), min_size=1, max_size=3),
+    st.lists(odd_text, max_size=4),
+)
+@example([("disk full", False)], ["full of disk", "disk", "disk FULL"])
+@example([("disk", True), ("e\u0301", False)], ["DISK", "\u00e9"])
+def test_values_without_the_words_change_nothing(
+    questions: list[tuple[str, bool]], texts: list[str]
+) -> None:
+    """To pass over values is as good as to look into each of them."""
+    terms = [Term(tuple(words(text)), negated) for text, negated in questions if words(text)]
+    values = list(map(words, texts))
+    want = all(term.is_in(values) is not term.negated for term in terms)
+    assert Search(tuple(terms)).matches(texts) is want
 
 
 @given(some_json)

@@ -9,6 +9,7 @@ that touch many).
 import sys
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
@@ -16,7 +17,7 @@ from itertools import accumulate
 import msgspec
 import zstandard
 
-from app.logs.search import leaves, parse_exactly, words
+from app.logs.search import leaves, parse_exactly, stands_plainly, words
 
 BLOCK_BITS = 8
 BLOCK_LOGS = 1 << BLOCK_BITS
@@ -76,6 +77,20 @@ class Lines:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def having(self, words: list[bytes]) -> Iterator[bytes]:
+        """Yield the logs that hold all these words, of ASCII in lower case, in their bytes.
+
+        A line without the first word costs nothing; no word reaches beyond the end of one.
+        """
+        first, *others = words
+        raw, ends = self._raw.lower(), self._ends
+        at = raw.find(first, ends[0])
+        while at >= 0:
+            line = bisect_right(ends, at) - 1
+            if all(raw.find(word, ends[line], ends[line + 1]) >= 0 for word in others):
+                yield self[line]
+            at = raw.find(first, ends[line + 1])
+
 
 def word_hash(word: bytes) -> bytes:
     """Give what stands for a word, in UTF-8, in a block's list: to be sought as a run of bytes.
@@ -95,7 +110,9 @@ def words_of(lines: Iterable[bytes]) -> bytes:
 def pack_words(texts: Collection[str], contents: Collection[str]) -> bytes:
     """Give the list of all words of logs: their messages, and their errors and metadata as JSON.
 
-    It holds names within the JSON as well, and `null`, which nobody seeks by `q`.
+    It holds names within the JSON as well, and `null`, which nobody seeks by `q`. One byte more
+    than whole entries says that every ASCII word of the logs is in their bytes in lower case; as an
+    entry it could be mistaken for a word's.
     """
     plain: list[str] = []
     found: set[bytes] = set()
@@ -110,7 +127,8 @@ def pack_words(texts: Collection[str], contents: Collection[str]) -> bytes:
         if "\\" in content:  # and behind it a letter, perhaps
             for leaf in leaves(parse_exactly(content)):
                 found.update(word.encode() for word in words(leaf))
-    return b"".join(sorted(map(word_hash, found)))
+    mark = b"\0" if stands_plainly("\n".join((*texts, *contents)).encode()) else b""
+    return b"".join(sorted(map(word_hash, found))) + mark
 
 
 def run_hash(run_id: str) -> int:

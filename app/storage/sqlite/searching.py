@@ -2,23 +2,27 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from app.logs.identity import parse_id
 from app.logs.query import PAGE_BYTES_MAX, LogQuery
-from app.logs.search import fold, parse_exactly
 from app.logs.selection import Selection
 from app.sqlite import sqlite3
-from app.storage.sqlite.block import BLOCK_BITS, word_hash
+from app.storage.sqlite.block import BLOCK_BITS, WORD_BYTES, word_hash
 from app.storage.sqlite.render import RENDER, SIZE, id_sql
 from app.storage.sqlite.schema import CLIENT_SHIFT
+from app.storage.sqlite.sieving import matcher, may_match, sieve
 from app.storage.sqlite.sources import (
     BLOCKS_STEP,
+    BOUNDS,
     Files,
     Key,
     Part,
     Source,
+    conditions,
     direction_of,
+    id_of,
     read_blocks,
     sealed_lines,
     source_values,
@@ -29,8 +33,8 @@ from app.storage.sqlite.sources import (
 STEP_LOGS_MIN, STEP_LOGS_MAX = 256, 8192
 STEP_BYTES_MAX = 8 * 1024**2
 RENDERED_STEP = 64
-# Logs that are looked into all, rather than in order until there are enough.
-FEW_LOGS = 256
+# Logs within the bounds that are looked up each, rather than sought in their blocks.
+FEW_LOGS = STEP_LOGS_MIN
 # Of the words that a log must have, those that its block is asked for: more would tell little, and
 # a statement can't be of any size.
 WORDS_ASKED_MAX = 16
@@ -40,7 +44,7 @@ CHOICES_ASKED_MAX = 32
 def read_waiting(files: Files, query: LogQuery, source: Source) -> Part:
     """Look into the texts of one waiting log after the other."""
     db = files.db(source.day)
-    may = may_match(query)
+    may, matches = may_match(query), matcher(query)
     direction = direction_of(query)
 
     def step(bound: dict[str, Any], limit: int) -> _Step:
@@ -60,7 +64,7 @@ def read_waiting(files: Files, query: LogQuery, source: Source) -> Part:
         texts = texts.encode().split(b"\n")
         chosen = [place for place, text in zip(places, texts, strict=True) if may(text)]
         logs = _rendered(files, source, bound, chosen, direction)
-        return _Step(places[-1], _matching(query, logs))
+        return _Step(places[-1], filter(matches, logs))
 
     return _search(query, source, step)
 
@@ -103,15 +107,14 @@ def _rendered(
 def read_sealed(files: Files, query: LogQuery, source: Source) -> Part:
     """Look into the blocks that hold all the words that a log must have."""
     db = files.db(source.day)
-    blocks = _blocks_to_search(db, query, source)
+    blocks, plain = _blocks_to_search(db, query, source)
     if not blocks:
         return Part([], cut=False)
-    may = may_match(query)
-    if len(blocks) <= BLOCKS_STEP:
-        unpacked = read_blocks(db, source.client, blocks).values()
-        chosen = [log for lines in unpacked for log in lines if may(log)]
-        if len(chosen) <= FEW_LOGS:
-            return _sealed_among(db, query, source, chosen)
+    if len(blocks) <= BLOCKS_STEP and not _are_few(db, query, source):
+        unpacked = read_blocks(db, source.client, blocks)
+        logs = sieve(query, source, unpacked, plain)
+        return _search(query, source, _among(files, query, source, logs), query.limit + 1)
+    may, matches = may_match(query), matcher(query)
     direction = direction_of(query)
 
     def step(bound: dict[str, Any], limit: int) -> _Step:
@@ -126,17 +129,24 @@ def read_sealed(files: Files, query: LogQuery, source: Source) -> Part:
         rows = json.loads(keys)
         logs = sealed_lines(files, source, [place for _, _, place in rows])
         last = (rows[-1][0], rows[-1][1]) if rows else None
-        return _Step(last, _matching(query, filter(may, logs)))
+        return _Step(last, filter(matches, filter(may, logs)))
 
     return _search(query, source, step)
 
 
-def _blocks_to_search(db: sqlite3.Connection, query: LogQuery, source: Source) -> list[int]:
-    """Return the numbers of a client's blocks that may hold a log that matches."""
+def _blocks_to_search(
+    db: sqlite3.Connection, query: LogQuery, source: Source
+) -> tuple[list[int], list[int]]:
+    """Return the numbers of a client's blocks that may hold a log that matches.
+
+    And those of them in which every ASCII word stands plainly, as `pack_words` has marked them.
+    """
     first = source.client << CLIENT_SHIFT
     where, bound = _words_sql(query)
     found = db.execute(
-        f"""SELECT json_group_array(id - :first) FROM words
+        f"""SELECT json_group_array(id - :first),
+            json_group_array(id - :first) FILTER (WHERE length(words) % {WORD_BYTES} = 1)
+        FROM words
         WHERE id BETWEEN :first AND :last AND last_us >= :low AND first_us <= :high {where}""",
         {
             **bound,
@@ -146,7 +156,8 @@ def _blocks_to_search(db: sqlite3.Connection, query: LogQuery, source: Source) -
             "high": source.high[0],
         },
     ).fetchone()
-    return list(json.loads(found[0]))
+    blocks, plain = map(json.loads, found)
+    return blocks, plain
 
 
 def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
@@ -170,43 +181,74 @@ def _words_sql(query: Selection) -> tuple[str, dict[str, bytes]]:
     return where, bound
 
 
-def _sealed_among(
-    db: sqlite3.Connection, query: LogQuery, source: Source, chosen: list[bytes]
-) -> Part:
-    """Look at the texts first, and at the columns of those few logs whose texts match."""
-    logs = dict(_matching(query, chosen))
+def _are_few(db: sqlite3.Connection, query: LogQuery, source: Source) -> bool:
+    """Say whether so few sealed logs stand within the bounds that the index tells them best."""
+    [count] = db.execute(
+        f"""SELECT count(*) FROM (
+            SELECT 1 FROM sealed WHERE {BOUNDS} LIMIT {FEW_LOGS + 1})""",
+        source_values(query, source),
+    ).fetchone()
+    return bool(count <= FEW_LOGS)
+
+
+def _among(
+    files: Files, query: LogQuery, source: Source, logs: Iterable[bytes]
+) -> Callable[[dict[str, Any], int], "_Step"]:
+    """Look at logs that may match, some at a time: at their texts, and what the index says of them.
+
+    First at what tells more. Without filters of columns the index knows only which were erased.
+    """
+    matches = matcher(query)
+    # A line begins with its id, in the order of which logs are read.
+    left = iter(sorted(logs, reverse=query.order == "desc"))
+    if is_by_text := not conditions(query, "run"):
+        left = filter(matches, left)
     direction = direction_of(query)
-    keys = [(place.us, place.seq) for place in map(parse_id, logs) if place is not None]
-    ids = db.execute(
-        f"""SELECT group_concat({id_sql("l")}) FROM (
-            SELECT us, seq FROM json_each(:keys) k
-            CROSS JOIN sealed ON client = :client AND us = k.value ->> 0 AND seq = k.value ->> 1
-            WHERE {within(query, "run")} ORDER BY us {direction}, seq {direction}) l""",
-        {**source_values(query, source), "keys": json.dumps(keys)},
-    ).fetchone()[0]
-    return Part([(id_, logs[id_]) for id_ in ids.split(",")] if ids else [], cut=False)
+
+    def step(bound: dict[str, Any], limit: int) -> _Step:
+        lines = {id_of(line): line for line in islice(left, limit)}
+        keys = [(place.us, place.seq) for place in map(parse_id, lines) if place is not None]
+        if not keys:
+            return _Step(None, iter(()))
+        db = files.db(source.day)  # each time, as in sealed_lines
+        [ids] = db.execute(
+            f"""SELECT json_group_array({id_sql("l")}) FROM (
+                SELECT us, seq FROM json_each(:keys) k
+                CROSS JOIN sealed ON client = :client AND us = k.value ->> 0 AND seq = k.value ->> 1
+                WHERE {within(query, "run")} ORDER BY us {direction}, seq {direction}) l""",
+            {**bound, "keys": json.dumps(keys)},
+        ).fetchone()
+        there = [lines[id_] for id_ in json.loads(ids)]
+        return _Step(keys[-1], iter(there) if is_by_text else filter(matches, there))
+
+    return step
 
 
 class _Step(NamedTuple):
     """The key of the last log that is looked at (None: there is none), and those that match."""
 
     last: Key | None
-    logs: Iterator[tuple[str, str]]
+    logs: Iterator[bytes]
 
 
-def _search(query: LogQuery, source: Source, step: Callable[[dict[str, Any], int], _Step]) -> Part:
+def _search(
+    query: LogQuery,
+    source: Source,
+    step: Callable[[dict[str, Any], int], _Step],
+    limit: int = STEP_LOGS_MIN,
+) -> Part:
     """Look at logs in order, at more and more of them at a time, until a page is full."""
     bound = source_values(query, source)
     logs: list[tuple[str, str]] = []
     size = 0
-    limit = STEP_LOGS_MIN
     while True:
         last, found = step(bound, limit)
         for log in found:
-            size += len(log[1])
+            text = log.decode()
+            size += len(text)
             if logs and (len(logs) == query.limit or size > PAGE_BYTES_MAX):
                 return Part(logs, cut=True)
-            logs.append(log)
+            logs.append((id_of(log), text))
         if last is None:
             return Part(logs, cut=False)
         us, seq = last
@@ -215,36 +257,3 @@ def _search(query: LogQuery, source: Source, step: Callable[[dict[str, Any], int
         else:
             bound |= {"low_us": us, "low_seq": seq + 1}
         limit = min(4 * limit, STEP_LOGS_MAX)
-
-
-def may_match(query: Selection) -> Callable[[bytes], bool]:
-    """Return what tells fast, of most logs' texts in UTF-8, that they don't match."""
-    required = query.required_words()
-    # Nearly always all: what follows is the innermost loop of a search.
-    sure = [word for either in required if len(either) == 1 for word in either[0]]
-    sure_plain = [word.encode() for word in sure]
-    unsure = [either for either in required if len(either) > 1]
-
-    def may(text: bytes) -> bool:
-        if text.isascii():
-            folded = text.lower()
-            for word in sure_plain:
-                if word not in folded:
-                    return b"\\u" in text  # and behind it a letter, perhaps
-            if not unsure:
-                return True
-        letters = fold(text.decode())
-        return (
-            all(word in letters for word in sure)
-            and all(any(all(w in letters for w in one) for one in either) for either in unsure)
-        ) or b"\\u" in text
-
-    return may
-
-
-def _matching(query: LogQuery, logs: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield the logs that do match."""
-    for log in logs:
-        parsed = parse_exactly(log)
-        if query.matches_content(parsed):
-            yield parsed["id"], log.decode()

@@ -18,7 +18,12 @@ BLOCKS_STEP = 16
 Key = tuple[int, int]  # (us, seq): the place within a client's rows of one file
 LOWEST: Key = (MIN_US - 1, 0)
 HIGHEST: Key = (MAX_US + 1, 0)
-_ID_AT = len('{"id":"')
+# The SQL condition of a source's own logs.
+BOUNDS = (
+    "client = :client AND (us, seq) >= (:low_us, :low_seq) AND (us, seq) < (:high_us, :high_seq)"
+)
+# What stands before the id, in each rendered log.
+LINE_START = '{"id":"'
 
 
 class Files(Protocol):
@@ -106,8 +111,7 @@ def source_values(query: LogQuery, source: Source) -> dict[str, Any]:
 
 def within(query: LogQuery, run: str) -> str:
     """Return the condition of a source's own logs that match."""
-    bounds = ("(us, seq) >= (:low_us, :low_seq)", "(us, seq) < (:high_us, :high_seq)")
-    return " AND ".join(("client = :client", *bounds, *conditions(query, run)))
+    return " AND ".join((BOUNDS, *conditions(query, run)))
 
 
 def direction_of(query: LogQuery) -> str:
@@ -147,7 +151,7 @@ def sealed_lines(files: Files, source: Source, places: list[int]) -> Iterator[by
 
 def id_of(line: bytes) -> str:
     """Return the id of a rendered log, the first thing in it."""
-    return line[_ID_AT : _ID_AT + ID_LENGTH].decode()
+    return line[len(LINE_START) : len(LINE_START) + ID_LENGTH].decode()
 
 
 def nearest(sources: Iterable[Source], *, descending: bool) -> list[Source]:

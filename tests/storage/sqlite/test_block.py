@@ -50,8 +50,10 @@ def test_a_damaged_block_is_noticed() -> None:
 
 
 def _hashes(packed: bytes) -> set[bytes]:
-    assert len(packed) % WORD_BYTES == 0
-    return {packed[at : at + WORD_BYTES] for at in range(0, len(packed), WORD_BYTES)}
+    """Give the entries of a list without its mark."""
+    assert len(packed) % WORD_BYTES <= 1
+    end = len(packed) - len(packed) % WORD_BYTES
+    return {packed[at : at + WORD_BYTES] for at in range(0, end, WORD_BYTES)}
 
 
 @given(st.lists(some_text, max_size=4), st.lists(some_json, max_size=4), st.booleans())
@@ -65,7 +67,7 @@ def test_the_list_holds_every_word(texts: list[str], values: list[Any], escaped:
         for word in words(text):
             assert word_hash(word.encode()) in found
             assert word_hash(word.encode()) in packed  # which is how SQL looks for it
-    assert packed == b"".join(sorted(found))
+    assert packed[: len(found) * WORD_BYTES] == b"".join(sorted(found))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,34 @@ def test_only_words_are_in_the_list() -> None:
     """Nothing else is, so that most blocks are passed over, and each word is there once."""
     packed = pack_words(["Disk full, DISK", ""], ['{"host":"db_1"}', ""])
     assert _hashes(packed) == {word_hash(word) for word in (b"disk", b"full", b"host", b"db_1")}
-    assert len(packed) == 4 * WORD_BYTES
-    assert pack_words([], []) == b""
+    assert len(packed) == 4 * WORD_BYTES + 1
+    assert _hashes(pack_words([], [])) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "marked"),
+    [
+        ("Disk full", '{"n":1}', True),
+        ("caf\u00e9", r'"caf\u00e9 \u0001"', True),
+        ("\uff24isk", "", False),
+        ("", '{"a":"\u212a"}', False),
+        ("", r'{"a":"\u0064isk"}', False),
+    ],
+)
+def test_the_mark_of_a_list(text: str, content: str, marked: bool) -> None:
+    """A list says by its length whether the words of ASCII stand in the logs as they are."""
+    for texts, contents in (([text], [content]), (["a", text], ['"b"', content])):
+        assert (len(pack_words(texts, contents)) % WORD_BYTES == 1) is marked
+
+
+def test_the_logs_that_have_words() -> None:
+    """Those with all of them are found, each once, however often and wherever a word is there."""
+    logs = ["disk disk DISK full", "", "full", "x", "FULL of disks", "disk", "disk full"]
+    lines = Lines(pack([one.encode() for one in logs], [1] * len(logs)))
+    for sought in (["disk"], ["disk", "full"], ["full", "disk"], ["x"], ["tape"], ["o", "f"]):
+        want = [log for log in logs if all(word in log.lower() for word in sought)]
+        found = [line.decode() for line in lines.having([word.encode() for word in sought])]
+        assert found == want
 
 
 def test_runs_have_numbers() -> None:

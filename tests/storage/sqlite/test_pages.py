@@ -14,18 +14,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import StorageUnavailable
-from app.logs.identity import ArrivalClock, parse_id
+from app.logs.identity import ArrivalClock, format_id, parse_id
 from app.logs.query import PAGE_BYTES_MAX, LogQuery
 from app.logs.search import TERMS_MAX, Search, Term, parse_exactly, parse_search, words
 from app.logs.selection import METADATA_FILTERS_MAX, Selection
 from app.sqlite import sqlite3
-from app.storage.sqlite.block import BLOCK_LOGS
+from app.storage.sqlite.block import BLOCK_LOGS, WORD_BYTES, Lines, pack, pack_words
 from app.storage.sqlite.day import DayFile
 from app.storage.sqlite.reader import SqliteReader
 from app.storage.sqlite.schema import day_path
 from app.storage.sqlite.sealing import Client, build_seals
-from app.storage.sqlite.searching import may_match
-from app.storage.sqlite.sources import BLOCKS_STEP
+from app.storage.sqlite.sieving import matcher, may_match, sieve
+from app.storage.sqlite.sources import BLOCKS_STEP, Source
 from loadtests.records import Record
 from tests.storage.batches import ORDERS, make_batch, record
 
@@ -35,6 +35,7 @@ Fill = Callable[..., SqliteReader]
 some_text = st.text(
     st.sampled_from(
         'aAnKk_1 .-"\\/\n\t\0\u00e9\u0301\u212a\u0130\u0131\u00df\u03a3\u0939\u093f\ufb01'
+        "\uff21\uff3f\u017f\U0001d400\U0001f680"
     )
     | st.characters(exclude_categories=["Cs"]),
     max_size=12,
@@ -83,6 +84,44 @@ def test_no_log_that_matches_is_passed_over(log: dict[str, Any], escaped: bool) 
         assert all(may_match(one)(form.encode()) for form in forms)
 
 
+@given(logs=st.lists(some_logs, min_size=1, max_size=5), escaped=st.booleans())
+@example(logs=[{"message": "K", "error": "\u212a", "metadata": {"a": "A"}}] * 2, escaped=True)
+@example(logs=[{"message": "A k", "error": None, "metadata": {"a": "n"}}] * 2, escaped=False)
+def test_a_block_is_sieved_as_its_logs_are(logs: list[dict[str, Any]], escaped: bool) -> None:
+    """Nothing that matches is lost where a block is marked, and less is left than without it."""
+    lines = [
+        json.dumps({"id": format_id(at, DAY, 0)} | log, ensure_ascii=escaped, separators=(",", ":"))
+        for at, log in enumerate(logs)
+    ]
+    contents = [
+        json.dumps(log[name], ensure_ascii=escaped)
+        for log in logs
+        for name in ("error", "metadata")
+    ]
+    words_packed = pack_words([log["message"] or "" for log in logs], contents)
+    block = Lines(pack([line.encode() for line in lines], [1] * len(lines)))
+    plain = [0] if len(words_packed) % WORD_BYTES == 1 else []
+    source = Source(DAY, 1, (0, 0), (len(lines), 0))
+    selections = [Selection(search=Search((one,))) for one in _terms(logs)]
+    for one in [*selections, *_pairs(selections)]:
+        query = LogQuery("acme", **one.members())
+        matching = [log for log in block if query.matches_content(parse_exactly(log))]
+        assert [log for log in block if matcher(query)(log)] == matching
+        left = [list(sieve(query, source, {0: block}, numbers)) for numbers in (plain, [])]
+        assert set(matching) <= set(left[0]) <= set(left[1]) <= set(block)
+        inner = source._replace(low=(1, 0), high=(2, 0))
+        assert list(sieve(query, inner, {0: block}, plain)) == [
+            log for log in left[0] if log == block[1 % len(block)] and len(block) > 1
+        ]
+
+
+def _terms(logs: list[dict[str, Any]]) -> list[Term]:
+    """Give each phrase of the logs, each of their words, and both where they must not be."""
+    phrases = {tuple(words(text)) for text in _texts([list(log.values()) for log in logs])}
+    phrases |= {(word,) for phrase in phrases for word in phrase}
+    return [Term(one, negated) for one in sorted(phrases) if one for negated in (False, True)]
+
+
 def _pairs(selections: list[Selection]) -> Iterator[Selection]:
     """Give each with one more: another value that will do, and a second thing asked for."""
     for one, other in pairwise(selections):
@@ -92,6 +131,8 @@ def _pairs(selections: list[Selection]) -> Iterator[Selection]:
             yield Selection(metadata=one.metadata | other.metadata)
         elif other.metadata:
             yield replace(one, metadata=other.metadata)
+        elif one.search and other.search:
+            yield Selection(search=Search(one.search.terms + other.search.terms))
 
 
 def test_most_others_are_passed_over() -> None:
@@ -232,3 +273,39 @@ def test_pages_of_a_search_over_many_steps(fill: Fill) -> None:
                 query = replace(query, after=parse_id(page.last_id))
             assert pages == -(-len(want) // limit)
             assert found == sorted(want, key=int, reverse=order == "desc")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_pages_of_a_search_with_filters(fill: Fill, order: Any) -> None:
+    """Of logs that all have the word, those with the columns asked for come, on full pages."""
+    count = 1000
+    sent = [
+        record(
+            message=f"Find {'x' * (n % 3)}",
+            run_id=str(n),
+            executed_at=1_780_272_000 + n,
+            status="FAILED" if n % 97 == 0 else "SUCCESS",
+        )
+        for n in range(count)
+    ]
+    reader = fill(*sent)
+    failed = [str(n) for n in range(0, count, 97)]
+    questions: list[tuple[dict[str, tuple[str, ...]], list[str]]] = [
+        ({"status": ("FAILED",)}, failed),
+        ({"status": ("FAILED",), "run_id": ("97", "98", "873")}, ["97", "873"]),
+        ({}, [str(n) for n in range(count)]),
+    ]
+    for filters, want in questions:
+        query = LogQuery(
+            "acme", filters=filters, search=parse_search("find -xx"), limit=4, order=order
+        )
+        wanted = [n for n in want if int(n) % 3 != 2]
+        wanted = (wanted if order == "asc" else wanted[::-1])[:80]
+        found: list[str] = []
+        while len(found) < len(wanted):
+            page = reader.page(query, time.monotonic() + 60)
+            found += [log["run_id"] for log in json.loads(f"[{page.logs}]")]
+            if page.last_id is None:
+                break
+            query = replace(query, after=parse_id(page.last_id))
+        assert found == wanted
