@@ -145,7 +145,11 @@ def sealed_lines(files: Files, source: Source, places: list[int]) -> Iterator[by
             ahead = dict.fromkeys(later >> BLOCK_BITS for later in places[at:])
             # Asked for the file each time, it says when time is up.
             db = files.db(source.day)
-            blocks = read_blocks(db, source.client, list(ahead)[:BLOCKS_STEP])
+            wanted = list(ahead)[:BLOCKS_STEP]
+            # Logs of some blocks may alternate: those at hand are not unpacked again.
+            blocks = {one: blocks[one] for one in wanted if one in blocks}
+            missing = [one for one in wanted if one not in blocks]
+            blocks |= read_blocks(db, source.client, missing)
         yield blocks[number][line]
 
 
