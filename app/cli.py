@@ -239,8 +239,8 @@ def _check_start(settings: Settings) -> None:
         _check_database(settings, open_secrets(settings.data_dir, settings.secret_key))
         if settings.api_keys_file:
             entries = KeysFile(settings.api_keys_file).read()
-            in_settings = settings.api_keys, settings.api_key_admin, settings.api_key_default
-            check_file(*in_settings, entries)
+            platform = settings.api_key_admin, settings.api_key_default, settings.initial_admin_key
+            check_file(settings.api_keys, *platform, entries)
         if settings.geoip_database:
             Countries(settings.geoip_database)
     except StartRefused as error:
@@ -258,8 +258,11 @@ def _check_start(settings: Settings) -> None:
 
 
 def _check_database(settings: Settings, secrets: tuple[str, ...]) -> None:
-    """Refuse one that is not ours to migrate, and one whose keys were made under other secrets."""
-    from app.keys.bootstrap import check_secrets  # noqa: PLC0415  # as in migrate
+    """Refuse one that is not ours to migrate, or whose keys don't go with the settings."""
+    from app.keys.bootstrap import (  # noqa: PLC0415  # as in migrate
+        check_initial_admin,
+        check_secrets,
+    )
     from app.keys.database import (  # noqa: PLC0415
         control_file,
         embedded_url,
@@ -277,7 +280,9 @@ def _check_database(settings: Settings, secrets: tuple[str, ...]) -> None:
         return
     try:
         if is_current(engine):  # else it is the worker's to bring up to date, and to look at
-            check_secrets(engine, Peppers(secrets))
+            peppers = Peppers(secrets)
+            check_secrets(engine, peppers)
+            check_initial_admin(engine, peppers, settings.initial_admin_key)
     finally:
         engine.dispose()
 

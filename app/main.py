@@ -387,6 +387,7 @@ def _open_keys(
         settings.api_key_admin,
         settings.api_key_default,
         settings.key_hasher,
+        initial_admin_key=settings.initial_admin_key,
         file=None if keys_file is None else keys_file.read(),
     )
     first_start(

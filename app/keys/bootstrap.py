@@ -14,9 +14,9 @@ from app.audit.models import AuditHead
 from app.errors import Invalid, StorageUnavailable
 from app.keys.changes import Author
 from app.keys.clients import add_client
-from app.keys.configured import DEFAULT_CLIENT_ID, ConfiguredKeys
+from app.keys.configured import DEFAULT_CLIENT_ID, INITIAL_ADMIN_KEY, ConfiguredKeys
 from app.keys.database import StartRefused, control_file, reading, sqlite_engine, writing
-from app.keys.imports import KEY_IMPORTED, prepare_import
+from app.keys.imports import KEY_IMPORTED, find_stored, prepare_import
 from app.keys.models import ApiKey, Client
 from app.keys.registry import add_key, any_key, new_key
 from app.keys.roles import ADMIN
@@ -85,6 +85,13 @@ def check_secrets(engine: Engine, peppers: Peppers) -> None:
             )
 
 
+def check_initial_admin(engine: Engine, peppers: Peppers, initial_admin_key: str) -> None:
+    """Raise StartRefused for an INITIAL_ADMIN_KEY that `first_start` would not store."""
+    with reading(engine) as session:
+        if initial_admin_key and not any_key(session, role=ADMIN):
+            _check_not_stored(session, peppers, initial_admin_key)
+
+
 def first_start(  # noqa: PLR0913 (each is one setting)
     engine: Engine,
     peppers: Peppers,
@@ -107,7 +114,8 @@ def first_start(  # noqa: PLR0913 (each is one setting)
       they are not stored: the next start has others to show.
 
     Safe when several processes start together: one of them does it, and gets the keys to show.
-    Raises StartRefused for an INITIAL_ADMIN_KEY that could never be accepted.
+    Raises StartRefused for an INITIAL_ADMIN_KEY that could never be accepted, or is a client's: it
+    would open every client's logs, now or once the client's key has ended.
     """
     client_ids = configured.client_ids | (set() if require_api_key else {DEFAULT_CLIENT_ID})
     # Looked at before anything is locked or written: most starts have nothing to do.
@@ -126,6 +134,7 @@ def first_start(  # noqa: PLR0913 (each is one setting)
         for client_id in missing:
             add_client(session, client_id, by=settings)
         if admin is not None and not any_key(session, role=ADMIN):
+            _check_not_stored(session, peppers, initial_admin_key)
             add_key(session, admin, by=settings, create_client=False, action=KEY_IMPORTED)
         if wants_demo and not any_key(session):
             by = Author(seals, FIRST_START)
@@ -157,11 +166,18 @@ def _missing(session: Session, client_ids: Collection[str]) -> list[str]:
 
 
 def _initial_admin(peppers: Peppers, token: str, key_hasher: str) -> ApiKey:
-    name = "INITIAL_ADMIN_KEY"
+    name = INITIAL_ADMIN_KEY
     try:
         return prepare_import(peppers, token, client_id=None, name=name, key_hasher=key_hasher)
     except Invalid as error:
         raise StartRefused(f"{name}: {error.members['errors'][0]['detail']}") from error
+
+
+def _check_not_stored(session: Session, peppers: Peppers, token: str) -> None:
+    key = find_stored(session, peppers, token)
+    if key is not None:
+        owner = f"a key of client {key.client_id}" if key.client_id else "a key of the platform"
+        raise StartRefused(f"{INITIAL_ADMIN_KEY}: is stored already, as {owner} ({key.key_id})")
 
 
 def _add_first_keys(session: Session, peppers: Peppers, key_hasher: str, by: Author) -> FirstKeys:

@@ -27,6 +27,7 @@ from app.keys.verifier import Peppers
 
 DEFAULT_CLIENT_ID = "default"
 KEYS_FILE = "API_KEYS_FILE"
+INITIAL_ADMIN_KEY = "INITIAL_ADMIN_KEY"
 
 _NAMESPACE = UUID("6f0a6c1e-4f3b-5d0e-9a53-3a1f0c6d2b77")
 # A key_id of 64 characters has room for this much of a client_id.
@@ -68,7 +69,8 @@ class ConfiguredKeys:
     Immutable: `with_file` gives those of another content of the file. Ids (`static_admin`,
     `static_default`, `static_acme_corp_1`, `static_file_acme_corp_5e81f2a0c3d4`) come from a key's
     place in the settings, in the file from its tenant and description, never from the key. Raises
-    StartRefused for a key that could never be accepted.
+    StartRefused for a key that could never be accepted, and for one that stands in two places:
+    INITIAL_ADMIN_KEY is none of these, but is no other key's text either.
     """
 
     def __init__(  # noqa: PLR0913 (each is one setting)
@@ -79,6 +81,7 @@ class ConfiguredKeys:
         api_key_default: str = "",
         key_hasher: str = "auto",
         *,
+        initial_admin_key: str = "",
         file: Sequence[Entry] | None = None,
     ) -> None:
         self._peppers = peppers
@@ -88,6 +91,9 @@ class ConfiguredKeys:
         fixed = list(_of_settings(api_keys, api_key_admin, api_key_default))
         self._fixed = len(fixed)
         self._has_file = file is not None
+        self._taken: dict[bytes, str] = {}
+        if initial_admin_key:
+            self._taken[self._token_digest(initial_admin_key)] = INITIAL_ADMIN_KEY
         named = [*fixed, *_of_file(file or ())]
         self._check(named, [])
         self._set(self._hashed(named, math.inf), [])
@@ -138,7 +144,8 @@ class ConfiguredKeys:
         return [record for tag in tags for record in self._by_tag.get(tag, ())]
 
     def _check(self, named: Iterable[_Named], others: Iterable[_Held]) -> None:
-        _check_keys(named, {held.digest: held.place for held in others}, self._token_digest)
+        places = self._taken | {held.digest: held.place for held in others}
+        _check_keys(named, places, self._token_digest)
 
     def _hashed(self, named: Sequence[_Named], until: float) -> list[_Held]:
         """Make verifiers for the first of these, until that moment of the monotonic clock."""
@@ -213,10 +220,15 @@ class ConfiguredKeys:
 
 
 def check_file(
-    api_keys: Mapping[str, str], admin: str, default: str, entries: Sequence[Entry]
+    api_keys: Mapping[str, str],
+    admin: str,
+    default: str,
+    initial_admin_key: str,
+    entries: Sequence[Entry],
 ) -> None:
     """Raise StartRefused for what ConfiguredKeys would refuse, but without hashing anything."""
-    _check_keys([*_of_settings(api_keys, admin, default), *_of_file(entries)], {}, str)
+    places = {initial_admin_key: INITIAL_ADMIN_KEY} if initial_admin_key else {}
+    _check_keys([*_of_settings(api_keys, admin, default), *_of_file(entries)], places, str)
 
 
 def _check_keys(

@@ -56,7 +56,7 @@ def open_engine(url: str) -> Engine:
         if parsed.drivername == "postgresql":
             # The scheme as everyone writes it; SQLAlchemy would take it for psycopg 2.
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed)
+        return create_engine(parsed, hide_parameters=True)
     path = sqlite_path(parsed)
     try:
         _prepare_file(path)
@@ -80,7 +80,8 @@ def _unmixed(met: Meeting) -> Identity | None:
 
 def sqlite_engine(path: Path) -> Engine:
     """Give the engine of a SQLite file, which must be there when a connection is made."""
-    engine = create_engine(f"sqlite:///{path}", module=sqlite3)
+    # A fault that nobody foresaw is logged with its statement, and there values are verifiers.
+    engine = create_engine(f"sqlite:///{path}", module=sqlite3, hide_parameters=True)
     uri = f"{path.absolute().as_uri()}?mode=rw"
 
     @event.listens_for(engine, "do_connect")

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 from sqlalchemy.sql.elements import ColumnElement
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from app.errors import Conflict, Invalid
 from app.keys.changes import Author, writing_for
@@ -107,6 +107,11 @@ def check_new(engine: Engine, peppers: Peppers, token: str) -> None:
     _check_new(engine, peppers, token, _alike(peppers, token))
 
 
+def find_stored(session: Session, peppers: Peppers, token: str) -> ApiKey | None:
+    """Find the row of a key, whatever has become of it; of a weak one that was deleted no more."""
+    return _found(session, peppers, token, _alike(peppers, token))[0]
+
+
 def _alike(peppers: Peppers, token: str) -> ColumnElement[bool]:
     """Select the rows that this key may be."""
     tagged = col(ApiKey.lookup_tag).in_(peppers.lookup_tags(token))
@@ -117,13 +122,25 @@ def _alike(peppers: Peppers, token: str) -> ColumnElement[bool]:
 def _check_new(
     engine: Engine, peppers: Peppers, token: str, alike: ColumnElement[bool]
 ) -> set[UUID]:
-    parsed = parse(token)
     with reading(engine) as session:
-        found = session.exec(select(ApiKey).where(alike)).all()
-    for key in found:
-        if (parsed and key.key_id == parsed.key_id) or peppers.verify(key.verifier or "", token):
-            raise StoredAlready(key)
-    return {key.id for key in found}
+        key, seen = _found(session, peppers, token, alike)
+    if key is not None:
+        raise StoredAlready(key)
+    return seen
+
+
+def _found(
+    session: Session, peppers: Peppers, token: str, alike: ColumnElement[bool]
+) -> tuple[ApiKey | None, set[UUID]]:
+    """Give the row of a key, if it is there, and the ids of all that it might have been."""
+    parsed = parse(token)
+    rows = session.exec(select(ApiKey).where(alike)).all()
+    same = (
+        key
+        for key in rows
+        if (parsed and key.key_id == parsed.key_id) or peppers.verify(key.verifier or "", token)
+    )
+    return next(same, None), {key.id for key in rows}
 
 
 def _store(  # noqa: PLR0913 (as import_key)

@@ -10,14 +10,30 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError
 
-from app.keys.bootstrap import FirstKeys, check_secrets, first_start, open_secrets, see_clients
+from app.keys.bootstrap import (
+    FirstKeys,
+    check_initial_admin,
+    check_secrets,
+    first_start,
+    open_secrets,
+    see_clients,
+)
 from app.keys.configured import ConfiguredKeys
-from app.keys.database import StartRefused, embedded_url, open_current, open_engine, reading
-from app.keys.imports import import_key
-from app.keys.lifecycle import deactivate_key
+from app.keys.database import (
+    StartRefused,
+    embedded_url,
+    open_current,
+    open_engine,
+    reading,
+    writing,
+)
+from app.keys.imports import import_key, prepare_import
+from app.keys.lifecycle import deactivate_key, delete_key
 from app.keys.models import Client
 from app.keys.registry import KeyFilter, list_keys
+from app.keys.token import mint
 from app.keys.verifier import Peppers
 from tests.keys.conftest import SECRET, KeyringFactory
 from tests.support import BY
@@ -183,6 +199,43 @@ def test_a_bad_initial_admin_key_is_refused(engine: Engine, peppers: Peppers) ->
             embedded=True,
             initial_admin_key="cl_admin_" + "a" * 61,
         )
+
+
+@pytest.mark.parametrize("kind", ["weak", "revoked", "minted", "deleted"])
+def test_an_initial_admin_key_is_no_other_key(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory, kind: str
+) -> None:
+    """A client's key, whatever has become of it, is not stored for the platform as well."""
+    token = "hunter2-hunter2" if kind in {"weak", "revoked"} else mint("cl_live", "acme").text
+    key = import_key(
+        engine, peppers, token=token, client_id="acme", name="x", by=BY, create_client=True
+    )
+    if kind == "revoked":
+        deactivate_key(engine, key.key_id, by=BY)
+    if kind == "deleted":
+        delete_key(engine, key.key_id, by=BY)
+    configured = ConfiguredKeys(peppers, {}, initial_admin_key=token)
+    told = r"^INITIAL_ADMIN_KEY: .* client acme"
+    with pytest.raises(StartRefused, match=told) as raised:
+        check_initial_admin(engine, peppers, token)
+    assert token not in str(raised.value)
+    with pytest.raises(StartRefused, match=told):
+        first_start(
+            engine, peppers, configured, seals=BY.seals, embedded=True, initial_admin_key=token
+        )
+    found = list_keys(engine, KeyFilter(include_inactive=True))
+    assert [one.client_id for one in found] == ([] if kind == "deleted" else ["acme"])
+    if kind in {"weak", "minted"}:
+        assert not asyncio.run(make_keyring().resolve(token)).is_admin
+
+
+def test_a_fault_of_the_database_holds_no_values(engine: Engine, peppers: Peppers) -> None:
+    """What goes wrong in a statement is told without its values, of which one is a verifier."""
+    rows = [prepare_import(peppers, "x" * 9, client_id=None, name="hunter2") for _ in range(2)]
+    rows[1].key_id = rows[0].key_id
+    with pytest.raises(IntegrityError) as raised, writing(engine) as session:
+        session.add_all(rows)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_clients_of_the_settings_exist_afterwards(engine: Engine, peppers: Peppers) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.keys.configured import ConfiguredKeys
+from app.keys.configured import ConfiguredKeys, check_file
 from app.keys.database import StartRefused
 from app.keys.entry import Entry
 from app.keys.token import mint
@@ -133,6 +133,22 @@ def test_a_key_of_the_file_stands_nowhere_else(peppers: Peppers) -> None:
     with pytest.raises(StartRefused, match=r"^API_KEYS_FILE: entry 7: the same") as raised:
         configured.with_file([_entry("secret-1", number=7)])
     assert "secret-1" not in str(raised.value)
+
+
+def test_a_key_of_the_file_is_not_the_initial_admin_key(peppers: Peppers) -> None:
+    """INITIAL_ADMIN_KEY is stored and no key of these, but its text is no client's either."""
+    twice = [_entry("secret-1", number=7)]
+    configured = ConfiguredKeys(peppers, {}, initial_admin_key="secret-1", file=[])
+    assert "secret-1" not in repr(vars(configured))
+    for refused in (
+        lambda: ConfiguredKeys(peppers, {}, initial_admin_key="secret-1", file=twice),
+        lambda: configured.with_file(twice),
+        lambda: configured.with_file([]).with_file(twice),
+        lambda: check_file({}, "", "", "secret-1", twice),
+    ):
+        with pytest.raises(StartRefused, match=r"entry 7: .*INITIAL_ADMIN_KEY$") as raised:
+            refused()
+        assert "secret-1" not in str(raised.value)
 
 
 def test_a_file_without_keys_is_configured_all_the_same(peppers: Peppers) -> None:

@@ -157,8 +157,11 @@ def test_what_only_the_opening_would_find_stops_the_start(tmp_path: Path, worker
     """Settings that contradict files or databases are one line too, before any worker is there."""
     file = tmp_path / "keys.yaml"
     file.write_text("api_keys: [{key: twice, tenant: acme}]")
+    stored = make_key(tmp_path / "data", "acme")
     for name, env in (
         ("API_KEYS_FILE", {"API_KEYS_FILE": str(file), "API_KEYS": '{"twice": "acme"}'}),
+        ("API_KEYS_FILE", {"API_KEYS_FILE": str(file), "INITIAL_ADMIN_KEY": "twice"}),
+        ("INITIAL_ADMIN_KEY", {"INITIAL_ADMIN_KEY": stored}),
         ("API_KEY_DEFAULT", {"API_KEY_DEFAULT": "twice", "API_KEY_ADMIN": "twice"}),
         ("GEOIP_DATABASE", {"GEOIP_DATABASE": str(file)}),
         ("DATABASE_URL", {"DATABASE_URL": f"sqlite:///{tmp_path}/none.db", "SECRET_KEY": "s" * 20}),
@@ -167,6 +170,7 @@ def test_what_only_the_opening_would_find_stops_the_start(tmp_path: Path, worker
         assert code == 2
         assert line.startswith(f"central-logger: {name}: ")
         assert line.count("example: ") == line.count(f"example: {name}=") == 1
+        assert stored not in line
     assert not (tmp_path / "none.db").exists()
 
 
