@@ -2,7 +2,8 @@
 
 FILE is a JSON map of key to client_id, a YAML list `api_keys:`, or CSV with a line of names: key,
 role, tenant, description, rate_limit, expires_at, enabled, allowed_datasets, permissions. A key
-that is stored already is left as it is, so that a second run does no harm.
+that is stored already is left as it is, so that a second run does no harm. One that the settings
+have is stored if it is the same client's, and then to be taken out there.
 """
 
 import argparse
@@ -15,15 +16,20 @@ from typing import Any, NamedTuple
 from _wiring import ControlPlane, Refused, control_plane, needed, open_parser, print_json, run
 
 from app.errors import Invalid
+from app.keys.configured import texts_of_settings
 from app.keys.entry import Entry, EntryFault
 from app.keys.imports import StoredAlready, check_new, import_key, prepare_import
 from app.keys.key_list import FORMATS, KEY_LIST_BYTES_MAX, BadKeyList, read_key_list
+from app.keys.keys_file import KeysFile
 from app.keys.models import ApiKey
 from app.keys.strength import is_weak
 
 SUFFIXES = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".csv": "csv"}
 # Each is an argon2 at a time (19 MiB), and then a turn at the one writer of the database.
 THREADS_MAX = 8
+
+# The text of each key of the settings, with its place and its client.
+Given = dict[str, tuple[str, str | None]]
 
 
 class Outcome(NamedTuple):
@@ -53,9 +59,10 @@ def main() -> None:
         control_plane(may_create=True) as plane,
         ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS_MAX)) as threads,
     ):
-        one = partial(_import, plane, is_dry=arguments.dry_run)
+        given = _given(plane)
+        one = partial(_import, plane, given, is_dry=arguments.dry_run)
         outcomes = list(threads.map(one, entries))
-    report = _report(outcomes, faults)
+    report = _report(outcomes, faults, given)
     if arguments.json:
         print_json({"dry_run": arguments.dry_run, **report})
     else:
@@ -78,7 +85,18 @@ def _read(file: Path) -> bytes:
         return opened.read(KEY_LIST_BYTES_MAX + 1)  # enough to see that it is too much
 
 
-def _import(plane: ControlPlane, entry: Entry, *, is_dry: bool) -> Outcome:
+def _given(plane: ControlPlane) -> Given:
+    one = plane.settings
+    entries = KeysFile(one.api_keys_file).read() if one.api_keys_file else []
+    platform = one.api_key_admin, one.api_key_default, one.initial_admin_key
+    return texts_of_settings(one.api_keys, *platform, entries)
+
+
+def _import(plane: ControlPlane, given: Given, entry: Entry, *, is_dry: bool) -> Outcome:
+    place, client_id = given.get(entry.token, ("", entry.client_id))
+    if client_id != entry.client_id:
+        owner = f"client {client_id}" if client_id else "the platform"
+        return Outcome(entry, detail=f"key is that of {place} already, for {owner}")
     try:
         return Outcome(entry, _store(plane, entry, is_dry=is_dry), is_new=True)
     except StoredAlready as error:
@@ -121,7 +139,9 @@ def _met(entry: Entry, key: ApiKey) -> Outcome:
     return Outcome(entry, key)
 
 
-def _report(outcomes: list[Outcome], faults: list[EntryFault]) -> dict[str, list[dict[str, Any]]]:
+def _report(
+    outcomes: list[Outcome], faults: list[EntryFault], given: Given
+) -> dict[str, list[dict[str, Any]]]:
     failed = [
         {"entry": fault.number, "detail": f"{fault.field} {fault.detail}"} for fault in faults
     ]
@@ -130,6 +150,11 @@ def _report(outcomes: list[Outcome], faults: list[EntryFault]) -> dict[str, list
         "imported": [_shown(one) for one in outcomes if one.is_new],
         "skipped": [_shown(one) for one in outcomes if one.key is not None and not one.is_new],
         "failed": sorted(failed, key=lambda fault: fault["entry"]),
+        "in_settings": [
+            {**_shown(one), "place": given[one.entry.token][0]}
+            for one in outcomes
+            if not one.detail and one.entry.token in given
+        ],
         "worth_rotating": [
             _shown(one) for one in outcomes if not one.detail and is_weak(one.entry.token)
         ],
@@ -159,6 +184,9 @@ def _text(report: dict[str, list[dict[str, Any]]], *, is_dry: bool) -> str:
     if report["worth_rotating"]:
         lines.append("Worth rotating, since they may be guessable (not made by central-logger):")
         lines += [f"  entry {one['entry']}: {_name(one)}" for one in report["worth_rotating"]]
+    if report["in_settings"]:
+        lines.append("To be taken out of the settings, since what is stored decides:")
+        lines += [f"  entry {one['entry']}: {one['place']}" for one in report["in_settings"]]
     return "\n".join(lines)
 
 

@@ -231,6 +231,21 @@ def check_file(
     _check_keys([*_of_settings(api_keys, admin, default), *_of_file(entries)], places, str)
 
 
+def texts_of_settings(
+    api_keys: Mapping[str, str],
+    admin: str,
+    default: str,
+    initial_admin_key: str,
+    entries: Sequence[Entry],
+) -> dict[str, tuple[str, str | None]]:
+    """Give the text of each key that the settings name, with its place and its client."""
+    named = [*_of_settings(api_keys, admin, default), *_of_file(entries)]
+    texts = {one.entry.token: (one.place, one.entry.client_id) for one in named}
+    if initial_admin_key:
+        texts[initial_admin_key] = INITIAL_ADMIN_KEY, None
+    return texts
+
+
 def _check_keys(
     named: Iterable[_Named], places: dict[_Told, str], tell_apart: Callable[[str], _Told]
 ) -> None:

@@ -86,6 +86,8 @@ class Keyring:
         # The verifier that argon2 has held a key against. It matches for ever, whatever else may
         # change: else each write of one client would have the keys of all others proved again.
         self._proved: dict[bytes, str] = {}
+        # Keys of the settings, each with the row that decides in its place: told of once.
+        self._shadowed: set[tuple[str, str]] = set()
         # None = unknown since the last change: then each well-formed key costs a read.
         self._live: Live | None = None
         self._reads_unlisted = 0
@@ -135,12 +137,14 @@ class Keyring:
             raise InvalidKey(code="malformed_key") from None
         # 1 µs a pepper, and only where it is needed: a key of ours names its own row.
         tags = [] if parsed else list(self._peppers.lookup_tags(token))
-        usable = [c for c in self._candidates(parsed, tags) if c.is_usable()]
-        for candidate in usable:
+        candidates = self._candidates(parsed, tags)
+        for candidate in candidates:
             verifier = candidate.key.verifier or ""
-            if not is_argon2(verifier) and self._peppers.verify(verifier, token):
+            if is_argon2(verifier) or not candidate.is_usable():
+                continue
+            if self._peppers.verify(verifier, token):
                 return self._accept(token, candidate)
-        return await self._resolve_by_argon2(token, usable)
+        return await self._resolve_by_argon2(token, candidates)
 
     def anonymous(self) -> Principal:
         """Give the caller without a key, for REQUIRE_API_KEY=false: client `default`.
@@ -181,6 +185,7 @@ class Keyring:
         It is a change like one of the database, to be called on the event loop.
         """
         self._configured = configured
+        self._shadowed.clear()
         self._forget_verified()
 
     def close(self) -> None:
@@ -245,22 +250,44 @@ class Keyring:
         return self._records
 
     def _candidates(self, parsed: ParsedToken | None, tags: list[str]) -> list[Candidate]:
-        """Find what the key may be, reading the database only for what may be there."""
+        """Find what the key may be, reading the database only for what may be there.
+
+        Rows come first: where the settings have a key that is stored too, its row decides, or who
+        revokes it would find that it works on. Of those that have ended the list does not know.
+        """
+        stored: list[Candidate] = []
         if parsed is not None:
             configured = self._configured.by_token_id(parsed.key_id)
-            stored = self._by_key_id(parsed.key_id)
+            find = self._stored.by_key_id if configured else self._by_key_id
+            stored = find(parsed.key_id)
         else:
             configured = self._configured.by_tags(tags)
-            if self._live is None or not self._live.lookup_tags.isdisjoint(tags):
+            if configured or self._live is None or not self._live.lookup_tags.isdisjoint(tags):
                 stored = self._stored.by_tags(tags)
-            else:
-                stored = []
         if self._live is None:
             self._reads_unlisted += 1
             # Few good keys do without the list of live ones; garbage may be the first of much.
             if self._reads_unlisted > READS_UNLISTED_MAX or not (stored or configured):
                 self._reload_live()
-        return [self._with_client(record) for record in configured] + stored
+        # A public id is one key's. Of a deleted one without such an id nothing but its tag is left:
+        # better that one text in 65,536 is refused with it than that it works again.
+        ended = [c for c in stored if parsed is not None or c.key.deleted_at is not None]
+        if configured and ended:
+            self._tell_shadowed(configured, ended[0].key)
+            return stored
+        return stored + [self._with_client(record) for record in configured]
+
+    def _tell_shadowed(self, configured: list[KeyRecord], key: KeyRecord) -> None:
+        for one in configured:
+            if (one.key_id, key.key_id) not in self._shadowed:
+                self._shadowed.add((one.key_id, key.key_id))
+                log.error(
+                    "static key %s is not used: the stored key %s, %s, has the same text; take it"
+                    " out of the settings",
+                    one.key_id,
+                    key.key_id,
+                    "which was deleted" if key.deleted_at else "which decides",
+                )
 
     def _by_key_id(self, key_id: str) -> list[Candidate]:
         if self._live is None:
@@ -275,20 +302,16 @@ class Keyring:
         client = None if record.client_id is None else self._stored.client(record.client_id)
         return Candidate(record, client)
 
-    async def _resolve_by_argon2(self, token: str, usable: list[Candidate]) -> Principal:
-        slow = [c for c in usable if is_argon2(c.key.verifier or "")]
-        if not slow:
-            raise InvalidKey
-        # The tag is asked of keys that name their row as well: wrong secrets with a right, public
-        # key_id would otherwise cost argon2 each.
-        tags = self._peppers.lookup_tags(token)
-        slow = [candidate for candidate in slow if candidate.key.lookup_tag in tags]
+    async def _resolve_by_argon2(self, token: str, candidates: list[Candidate]) -> Principal:
+        slow = self._slow(token, candidates)
         if not slow:
             raise InvalidKey
         proved = self._proved.get(self.digest(token))
         for candidate in slow:
-            if candidate.key.verifier == proved:
-                return self._accept(token, candidate)  # read in this very turn
+            # What was proved of the settings' key says nothing of a row that has come since.
+            is_first = candidate is slow[0] or not self._is_configured(candidate.key)
+            if candidate.key.verifier == proved and is_first:
+                return self._decide(token, candidate, slow)  # read in this very turn
         # The count of changes is part of the name: who comes after a change joins no older check.
         flight_id = (self.digest(token), self.changes)
         found = await self._argon2.match(flight_id, token, [c.key.verifier or "" for c in slow])
@@ -297,12 +320,40 @@ class Keyring:
         # It took a while: the key may have been revoked, so what counts is read again.
         for key in (candidate.key for candidate in slow if candidate.key.verifier == found):
             for candidate in self._again(key):
-                if candidate.key.verifier == found and candidate.is_usable():
+                if candidate.key.verifier == found:
                     if len(self._proved) >= PROVED_MAX:
                         self._proved.clear()
                     self._proved[self.digest(token)] = found
-                    return self._accept(token, candidate)
+                    return self._decide(token, candidate, slow)
         raise InvalidKey
+
+    def _slow(self, token: str, candidates: list[Candidate]) -> list[Candidate]:
+        """Give those that argon2 has to be asked about, in this order; none if none may be used.
+
+        Behind rows that have ended only where one of the settings' may be the same key.
+        """
+        slow = [c for c in candidates if is_argon2(c.key.verifier or "")]
+        if not any(self._is_configured(c.key) for c in slow):
+            slow = [c for c in slow if c.is_usable()]
+        if not slow:
+            return []
+        # The tag is asked of keys that name their row as well: wrong secrets with a right, public
+        # key_id would otherwise cost argon2 each.
+        tags = self._peppers.lookup_tags(token)
+        slow = [candidate for candidate in slow if candidate.key.lookup_tag in tags]
+        return slow if any(candidate.is_usable() for candidate in slow) else []
+
+    def _is_configured(self, key: KeyRecord) -> bool:
+        return self._configured.current(key.id) is not None
+
+    def _decide(self, token: str, candidate: Candidate, others: list[Candidate]) -> Principal:
+        """Accept the key that it is, if it may be used."""
+        if not self._is_configured(candidate.key):
+            configured = [c.key for c in others if self._is_configured(c.key)]
+            self._tell_shadowed(configured, candidate.key)
+        if not candidate.is_usable():
+            raise InvalidKey
+        return self._accept(token, candidate)
 
     def _configured_now(self, id_: UUID) -> KeyRecord | None:
         # From any thread: a set of configured keys never changes, another one takes its place.

@@ -204,11 +204,17 @@ def deactivate_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChang
 
 
 def delete_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
-    """Wipe a key's verifier and signing key for good; the row stays, for the audit alone."""
+    """Wipe a key's verifier and signing key for good; the row stays, for the audit.
+
+    Of a key that was made elsewhere its tag stays too, 16 bits under the server's secret: nothing
+    else would tell that it ended if the settings have the same text.
+    """
     with writing_for(engine, by) as (session, principal):
         key = _find(session, id_or_key_id, principal)
         key.is_active = False
-        key.verifier = key.lookup_tag = key.signing_key = None
+        key.verifier = key.signing_key = None
+        if not key.key_prefix.startswith(IMPORTED):
+            key.lookup_tag = None
         key.deleted_at = utc_now()
         return _changed(session, key, by, action="key.deleted")
 

@@ -79,7 +79,7 @@ class ApiKey(SQLModel, table=True):
 
     # NULL once deleted: nothing can then match, whatever the other columns say.
     verifier: str | None = Field(default=None, max_length=255)
-    # Only argon2id verifiers have one: see verifier.Peppers.lookup_tags.
+    # Only argon2id verifiers have one: see verifier.Peppers.lookup_tags, and lifecycle.delete_key.
     lookup_tag: str | None = Field(default=None, index=True, max_length=32)
 
     is_active: bool = True

@@ -27,7 +27,7 @@ from app.keys.database import embedded_url, open_engine, upgrade, writing
 from app.keys.entry import Entry
 from app.keys.imports import import_key
 from app.keys.keyring import READS_UNLISTED_MAX, Keyring
-from app.keys.lifecycle import deactivate_key
+from app.keys.lifecycle import deactivate_key, delete_key
 from app.keys.models import ApiKey, Client
 from app.keys.principal import Limits
 from app.keys.records import LIVE_STEP_ROWS
@@ -987,6 +987,69 @@ def test_other_configured_keys_count_on_the_next_call(
             assert await _resolve(keyring, token)
 
     _run(main)
+
+
+@pytest.mark.parametrize("kind", ["minted", "minted argon2", "weak"])
+@pytest.mark.parametrize("source", ["API_KEYS", "the file"])
+def test_what_is_stored_decides_over_the_settings(
+    engine: Engine,
+    peppers: Peppers,
+    make_keyring: KeyringFactory,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    source: str,
+) -> None:
+    """A stored key that the settings have as well is its row's, and fails once that has ended."""
+    hasher = "argon2id" if kind == "minted argon2" else "auto"
+    token = "hunter2-hunter2" if kind == "weak" else mint("cl_live", "acme").text
+    made: Any = {"token": token, "client_id": "acme", "name": "x", "by": BY, "key_hasher": hasher}
+    see_clients(engine, ["acme", "other"], by=BY)
+    keys = {token: "other"} if source == "API_KEYS" else {}
+    file = [_file_entry(token, client_id="other")] if source != "API_KEYS" else None
+    keyring = make_keyring(configured=ConfiguredKeys(peppers, keys, key_hasher=hasher, file=file))
+
+    async def main() -> None:
+        keyring.start()
+        assert (await _resolve(keyring, token)).client_id == "other"
+        key = import_key(engine, peppers, **made)
+        await asyncio.sleep(0)
+        assert keyring.cached(token) is None
+        assert (await _resolve(keyring, token)).key_id == key.key_id
+        for end in (deactivate_key, delete_key):
+            end(engine, key.key_id, by=BY)
+            await asyncio.sleep(0)
+            with pytest.raises(InvalidKey):
+                await _resolve(keyring, token)
+
+    _run(main)
+    after = make_keyring(configured=keyring.configured)
+
+    async def listed() -> None:
+        after.start()
+        while after._live is None:  # noqa: ASYNC110, SLF001
+            await asyncio.sleep(0.001)
+        with pytest.raises(InvalidKey):
+            await _resolve(after, token)
+
+    _run(listed)
+    told = [r.getMessage() for r in caplog.records if "is not used" in r.getMessage()]
+    assert len(told) == 2  # once of each keyring
+    assert token not in caplog.text
+
+
+def test_a_row_that_shares_a_tag_alone_decides_nothing(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """A static key whose short tag is that of a stored key works, and costs argon2 once more."""
+    peppers = CountingPeppers()
+    see_clients(engine, ["acme"], by=BY)
+    row = import_key(engine, peppers, token="a", client_id="acme", name="x", by=BY)
+    _alter(engine, row, lookup_tag=peppers.lookup_tag("hunter2"))
+    keyring = make_keyring(peppers=peppers, configured=ConfiguredKeys(peppers, {"hunter2": "acme"}))
+    assert asyncio.run(_resolve(keyring, "hunter2")).key_id == "static_acme_1"
+    assert peppers.argon2_calls == 2
+    deactivate_key(engine, row.key_id, by=BY)
+    assert asyncio.run(_resolve(keyring, "hunter2")).key_id == "static_acme_1"
 
 
 @pytest.mark.parametrize(

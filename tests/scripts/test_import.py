@@ -108,6 +108,23 @@ def test_a_key_of_another_client_is_a_failure(run: Runner) -> None:
     assert run.resolve("legacy-1").client_id == "acme"
 
 
+def test_keys_that_the_settings_have(run: Runner) -> None:
+    """A key of the settings is imported for its own client alone, and to be taken out there."""
+    name = _file(run, "k.json", json.dumps({"legacy-1": "acme", "legacy-2": "demo", "boss": "x"}))
+    settings = {
+        "API_KEYS": json.dumps({"legacy-1": "acme"}),
+        "API_KEYS_FILE": _file(run, "f.yaml", "api_keys: [{key: legacy-2, tenant: acme}]"),
+        "INITIAL_ADMIN_KEY": "boss",
+    }
+    done = run("import_api_keys", name, **settings)
+    assert done.returncode == 1
+    assert "Imported 1, stored already 0, failed 2." in done.stdout
+    assert "entry 2: key is that of API_KEYS_FILE: entry 1 already, for client acme" in done.stdout
+    assert "entry 3: key is that of INITIAL_ADMIN_KEY already, for the platform" in done.stdout
+    assert "decides:\n  entry 1: API_KEYS" in done.stdout
+    assert [key["client_id"] for key in _keys(run)] == ["acme"]
+
+
 def test_a_dry_run_stores_nothing(run: Runner) -> None:
     """--dry-run finds what a run would find, and leaves neither keys nor clients."""
     run.json("import_api_keys", _file(run, "a.json", '{"legacy-1": "acme"}'))
