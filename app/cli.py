@@ -115,17 +115,13 @@ def _serve_alone(config: "Config") -> bool:
 
 
 def _serve_by_workers(config: "Config") -> bool:
-    """Serve in worker processes; False if one of them could not start, which ends the others.
+    """Serve in worker processes; False if none of them could start."""
+    from app.supervisor import Supervisor  # noqa: PLC0415  # as in serve
 
-    `uvicorn.run` would end well all the same.
-    """
-    from uvicorn.config import STARTUP_FAILURE  # noqa: PLC0415  # as in serve
-    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415
-
-    supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+    supervisor = Supervisor(config, sockets=[config.bind_socket()])
     with suppress(KeyboardInterrupt):
         supervisor.run()
-    return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
+    return not supervisor.is_refused
 
 
 @cli.command()
