@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from app.activity.notary import books_of
 from app.audit.book import Book, read_as_it_is
-from app.audit.chain import ACTIVITY, BOOK_STARTED, ChainKeys, same
+from app.audit.chain import ACTIVITY, BOOK_STARTED, ChainKeys, Checkpoint, same
 from app.audit.checkpoints import is_signed, logged
 from app.audit.export import Damaged, Export, write_export
 from app.audit.verify import Checker, Fault
@@ -63,11 +63,16 @@ def verify(
         sections = (section for book in books for section in book.sections(client_id))
         is_well = _tell_all(tell, checker.check(sections))
         _check_found(checker.chains, client_id)
+        signed = _Signed(by_name, proofs, client_id)
         if log is not None:
             with log.open("rb") as lines:
-                is_well = _tell_all(tell, _check_log(by_name, lines, proofs, client_id)) and is_well
+                is_well = _tell_all(tell, signed.check(lines)) and is_well
+            if not signed.found:
+                # To say that all is well would be to say so of a log that was not read.
+                tell(f"{log}: no checkpoint was found; is it the service's log, as plain text?")
+                return False
     if is_well:
-        tell(_summary(checker))
+        tell(_summary(checker, None if log is None else signed.found))
     return is_well
 
 
@@ -165,18 +170,29 @@ def _tell_all(tell: Callable[[str], None], faults: Iterable[Fault]) -> bool:
     return is_well
 
 
-def _check_log(
-    books: Mapping[str, Book], lines: BinaryIO, proofs: _Proofs, client_id: str | None
-) -> Iterator[Fault]:
-    """Hold what was signed, and logged where no database is, against the databases."""
-    for name, checkpoint in logged(lines):
-        if client_id not in {None, checkpoint.chain}:
-            continue
+class _Signed:
+    """Holds what was signed, and logged where no database is, against the databases; counts it."""
+
+    def __init__(self, books: Mapping[str, Book], proofs: _Proofs, client_id: str | None) -> None:
+        self.found = 0
+        self._books = books
+        self._proofs = proofs
+        self._client_id = client_id
+
+    def check(self, lines: BinaryIO) -> Iterator[Fault]:
+        """Give the faults that the checkpoints in a log tell of."""
+        for name, checkpoint in logged(lines):
+            if self._client_id in {None, checkpoint.chain}:
+                self.found += 1
+                yield from self._check(name, checkpoint)
+
+    def _check(self, name: str, checkpoint: Checkpoint) -> Iterator[Fault]:
         place = (name, checkpoint.chain, checkpoint.seq)
-        if checkpoint.public_key not in proofs.public_keys or not is_signed(name, checkpoint):
+        keys = self._proofs.public_keys
+        if checkpoint.public_key not in keys or not is_signed(name, checkpoint):
             yield Fault(*place, "a checkpoint of the log was not signed by this installation")
-            continue
-        book = books.get(name)
+            return
+        book = self._books.get(name)
         seal = None if book is None else book.seal_at(checkpoint.chain, checkpoint.seq)
         if not isinstance(seal, bytes):
             yield Fault(*place, "missing: a checkpoint of the log was signed for it")
@@ -198,8 +214,11 @@ def _written_whole(output: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _summary(checker: Checker) -> str:
-    return f"{checker.events} events in {checker.chains} chains: all seals hold"
+def _summary(checker: Checker, signed: int | None = None) -> str:
+    what = f"{checker.events} events in {checker.chains} chains"
+    if signed is not None:
+        what += f", {signed} checkpoints in the log"
+    return f"{what}: all seals hold"
 
 
 # What the command line turns into one line.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SEED_BYTES = 32
 # What the line of the log is found by.
 LOG_EVENT = "audit checkpoint"
+# Where collectors put a line: Docker's files of JSON, fluentd and others, journald's export.
+_WRAPPERS = ("log", "message", "MESSAGE")
 # So many chains at a time: as many lines of log are written while nothing else is held.
 _CHAINS_MAX = 500
 
@@ -125,14 +127,16 @@ def of_json(line: dict[str, Any]) -> Checkpoint:
 def logged(lines: Iterable[bytes]) -> Iterator[tuple[str, Checkpoint]]:
     """Find the checkpoints among the lines of the service's log, each with its book.
 
-    The line may stand inside another one, as collectors of logs write them.
+    The line may stand inside another one, behind a prefix or as a text in JSON, as collectors of
+    logs write them.
     """
     for line in lines:
         if LOG_EVENT.encode() not in line:
             continue
         try:
             read = json.loads(line[line.index(b"{") :])
+            read = next((json.loads(read[name]) for name in _WRAPPERS if name in read), read)
             if read["event"] == LOG_EVENT:
                 yield str(read["book"]), of_json(read)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue

@@ -1,6 +1,8 @@
 """What scripts and the API change stands in chains that hold, and tampering with them is found."""
 
+import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +177,29 @@ def test_an_older_state_is_told_by_the_log(history: Path) -> None:
     assert (
         "chain 'acme', event 4: missing: a checkpoint of the log was signed for it" in found.stdout
     )
+
+
+def test_checkpoints_that_were_read_are_counted(
+    history: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log counts as Docker wraps it, or as it is; one without any checkpoint proves nothing."""
+    monkeypatch.setenv("DATA_DIR", str(history / "data"))
+    text = (history / "log").read_text()
+    wrapped = [json.dumps({"log": f"{line}\n", "stream": "x"}) for line in text.splitlines()]
+    (history / "docker").write_text("\n".join(wrapped))
+    (history / "utf-16").write_text(text, "utf-16")
+    (history / "log.gz").write_bytes(gzip.compress(text.encode()))
+    verify = ["audit", "verify", "--log"]
+    whole = [CliRunner().invoke(cli, [*verify, str(history / name)]) for name in ("log", "docker")]
+    assert whole[0].stdout == whole[1].stdout
+    found = re.search(r", (\d+) checkpoints in the log: all seals hold\n$", whole[0].stdout)
+    assert found
+    assert int(found[1]) == text.count('"audit checkpoint"') > 0
+    for name in ("utf-16", "log.gz", "/dev/null"):
+        done = CliRunner().invoke(cli, [*verify, str(history / name)])
+        assert done.exit_code == 1
+        assert "no checkpoint was found" in done.stdout
+        assert HOLDS not in done.stdout
 
 
 @pytest.mark.parametrize(
