@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from app.audit.chain import (
+    ACTIVITY,
     CHAIN_STARTED,
+    CONTROL,
     GENESIS,
     PLATFORM,
     ChainKeys,
@@ -18,6 +20,19 @@ from app.audit.chain import (
     same,
 )
 from app.audit.checkpoints import is_signed
+
+_BOOKS = {"", CONTROL, ACTIVITY}
+_SHOWN_LENGTH_MAX = 200
+
+
+class Span(NamedTuple):
+    """Events one after the other."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first} to {self.last}" if self.last > self.first else f"{self.first}"
 
 
 class Fault(NamedTuple):
@@ -29,7 +44,10 @@ class Fault(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.book or 'file'}: chain {self.chain!r}, event {self.seq}: {self.reason}"
+        # What stands in a database does not reach a terminal raw, where it could be a command.
+        book = self.book if self.book in _BOOKS else _shown(self.book)
+        seq = self.seq if isinstance(self.seq, int | Span) else _shown(self.seq)
+        return f"{book or 'file'}: chain {_shown(self.chain)}, event {seq}: {self.reason}"
 
 
 class Unreadable(NamedTuple):
@@ -145,8 +163,7 @@ def _check_place(book: str, chain: str, link: Link, before: int) -> Iterator[Fau
     if link.seq <= before:
         yield Fault(book, chain, link.seq, f"stands behind event {before}")
     elif link.seq > before + 1:
-        missing = f"{before + 1} to {link.seq - 1}" if link.seq > before + 2 else f"{before + 1}"
-        yield Fault(book, chain, missing, "missing")
+        yield Fault(book, chain, Span(before + 1, link.seq - 1), "missing")
 
 
 def _check_link(chain: str, link: Link, before: bytes | None, keys: ChainKeys) -> Iterator[Fault]:
@@ -155,7 +172,8 @@ def _check_link(chain: str, link: Link, before: bytes | None, keys: ChainKeys) -
     if link.event.chain != chain or link.chain != chain:
         yield Fault(*place, "belongs to another chain")
     elif not keys.has(link.secret_id):
-        yield Fault(*place, f"was sealed under a secret that is not here: {link.secret_id!r}")
+        reason = f"was sealed under a secret that is not here: {_shown(link.secret_id)}"
+        yield Fault(*place, reason)
     elif before is not None:
         expected = keys.seal(link.secret_id, before, chain, link.seq, link.event)
         if not same(expected, link.seal):
@@ -169,7 +187,7 @@ def _check_end(
     if head is None:
         yield Fault(book, chain, seq, "the end of the chain is not sealed")
     elif not keys.has(head.secret_id):
-        reason = f"its end was sealed under a secret that is not here: {head.secret_id!r}"
+        reason = f"its end was sealed under a secret that is not here: {_shown(head.secret_id)}"
         yield Fault(book, chain, head.seq, reason)
     elif head.chain != chain or not same(
         keys.seal_head(head.secret_id, chain, head.seq, head.seal), head.head_seal
@@ -179,3 +197,8 @@ def _check_end(
         yield Fault(book, chain, seq + 1, f"cut off: the end was sealed at {head.seq}")
     elif head.seq < seq or (seal is not None and not same(head.seal, seal)):
         yield Fault(book, chain, seq, "is not the end that was sealed")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}…"

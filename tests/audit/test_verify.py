@@ -148,6 +148,24 @@ def test_a_changed_event_is_named(stored: Path) -> None:
     assert faults(changed(stored, change), "beta-2") == []
 
 
+def test_no_fault_tells_a_terminal_what_to_do(stored: Path) -> None:
+    """What was put in place of a number, a name or a secret's id is never shown raw."""
+    evil = "\x1b[2J\u202e\n"
+
+    def change(connection: sqlite3.Connection) -> None:
+        for table in ("audit_events", "audit_heads", "audit_checkpoints"):
+            row = f"(SELECT min(rowid) FROM {table} WHERE chain = 'acme')"
+            connection.execute(f"UPDATE {table} SET seq = ? WHERE rowid = {row}", (evil,))
+            row = f"(SELECT max(rowid) FROM {table} WHERE chain = 'beta-2')"
+            connection.execute(f"UPDATE {table} SET chain = ? WHERE rowid = {row}", (evil,))
+        connection.execute("UPDATE audit_events SET secret_id = ? WHERE seq = 3", (evil * 999,))
+
+    told = [str(fault) for fault in faults(changed(stored, change))]
+    told.append(str(Fault(evil, evil, b"\x1b", "is wrong")))
+    assert any(r"event '\x1b[2J" in line for line in told)
+    assert all(line.isprintable() and len(line) < 1000 for line in told)
+
+
 def test_another_form_of_a_moment_is_told(stored: Path) -> None:
     """A time written otherwise is the same to us, but not to the order in which pages are read."""
 
