@@ -22,6 +22,7 @@ from app.audit.chain import (
     Event,
     Head,
     Link,
+    epoch_us,
     same,
 )
 from app.audit.checkpoints import as_json, of_json
@@ -106,6 +107,7 @@ class Export:
         self._before = b""
         self._last: dict[str, Any] = {}
         self._lines = 0
+        self._events = self._chains = 0
         first = self._read(next(self._raw(), b""))
         self.is_export = first.get("kind") == "export" and first.get("version") == VERSION
         self.is_whole = first.get("client") is None
@@ -113,6 +115,7 @@ class Export:
     def sections(self) -> Iterator[Section]:
         """Give the chains, each to be read to its end before the next."""
         for (book, chain), rows in groupby(self._rows(), key=lambda row: row[:2]):
+            self._chains += 1
             yield Section(book, chain, (row for _, _, row in rows))
 
     def faults(self) -> Iterator[Fault]:
@@ -130,6 +133,11 @@ class Export:
                 seal = bytes.fromhex(str(end.get("seal")))
             if not same(expected, seal):
                 yield Fault(*place, "the file is not what was exported")
+            # No seal covers what the last line says itself.
+            told = end.get("events"), end.get("chains")
+            if told != (self._events, self._chains) or {type(one) for one in told} != {int}:
+                found = f"{self._events} events in {self._chains} chains"
+                yield Fault(*place, f"its last line does not tell of the {found} that are here")
 
     def _rows(self) -> Iterator[tuple[str, str, Row]]:
         for raw in self._raw():
@@ -141,9 +149,13 @@ class Export:
                 self._last = line
                 continue
             try:
-                yield str(line["book"]), str(line["chain"]), _row(line)
-            except (ValueError, TypeError, KeyError):
+                row = _row(line)
+                place = _text(line["book"]), _text(line["chain"])
+            except (ValueError, TypeError, KeyError, OverflowError):
                 yield "", f"line {self._lines}", Unreadable(_PLACE, "is no line of an export")
+                continue
+            self._events += isinstance(row, Link)
+            yield *place, row
 
     def _raw(self) -> Iterator[bytes]:
         while raw := self._file.readline(_LINE_BYTES_MAX):
@@ -179,19 +191,32 @@ def _line(row: Link | Checkpoint | Head) -> dict[str, Any]:
 
 
 def _row(line: dict[str, Any]) -> Row:
-    """Read a line back; raise ValueError, TypeError or KeyError for what is none of ours."""
+    """Read a line back.
+
+    Raises ValueError, TypeError, KeyError or OverflowError for what is none of ours.
+    """
     kind = line["kind"]
     if kind == "checkpoint":
         return of_json(line)
-    if type(line["seq"]) is not int or type(line["secret_id"]) is not str:
+    if type(line["seq"]) is not int:
         raise ValueError("not a line of ours")
-    chain, seq, seal = str(line["chain"]), line["seq"], bytes.fromhex(line["seal"])
+    chain, seq, seal = _text(line["chain"]), line["seq"], bytes.fromhex(line["seal"])
+    secret_id = _text(line["secret_id"])
     if kind == "head":
-        return Head(chain, seq, seal, line["secret_id"], bytes.fromhex(line["head_seal"]))
+        return Head(chain, seq, seal, secret_id, bytes.fromhex(line["head_seal"]))
     if kind != "event":
         raise ValueError("not a line of ours")
     at = datetime.fromisoformat(line["at"])
     if at.utcoffset() is None:
         raise ValueError("a time without a zone")
-    texts = [line[name] for name in Event._fields[1:]]
-    return Link(chain, seq, Event(at, *texts), line["secret_id"], seal)
+    epoch_us(at)  # which has a meaning for every moment that was ever written
+    texts = {name: _text(line[name]) for name in Event._fields[1:] if name != "client_id"}
+    client_id = None if line["client_id"] is None else _text(line["client_id"])
+    return Link(chain, seq, Event(at=at, client_id=client_id, **texts), secret_id, seal)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a line of ours")
+    value.encode()  # a lone surrogate is none of ours either
+    return value

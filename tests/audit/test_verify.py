@@ -328,16 +328,46 @@ def test_any_change_of_an_export_is_found(exported: bytes, data: st.DataObject) 
         lines[at] = json.dumps(line).encode() + b"\n"
     assume(b"".join(lines) != exported)
     # A digit in hex has two forms, and JSON has spaces: those of the last line say nothing else.
-    assume(lines[:-1] != exported.splitlines(keepends=True)[:-1] or not _says_the_same(lines[-1]))
+    *others, end = exported.splitlines(keepends=True)
+    assume(lines[:-1] != others or not _says_the_same(lines[-1], end))
     assert _faults_of(b"".join(lines))
 
 
-def _says_the_same(line: bytes) -> bool:
+def _says_the_same(line: bytes, end: bytes) -> bool:
     try:
-        end = json.loads(line)
-        return isinstance(end, dict) and end["kind"] == "end" and bool(bytes.fromhex(end["seal"]))
-    except (ValueError, KeyError, TypeError):
+        one, other = json.loads(line), json.loads(end)
+        seals = [bytes.fromhex(found.pop("seal")) for found in (one, other)]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
+    return seals[0] == seals[1] and all(one.get(name) == other[name] for name in other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("target", []), ("target", {}), ("actor", 5), ("client_id", ["x"])),
+        *(("book", "\ud800"), ("chain", "\ud800"), ("secret_id", "\udcff"), ("book", None)),
+        *(("at", "0001-01-01T00:00:00+14:00"), ("at", 5), ("seq", 10**400), ("seq", True)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["audit.chain_started", "checkpoint", "head"])
+def test_no_value_ends_the_check(exported: bytes, kind: str, name: str, value: object) -> None:
+    """A line with a value that we never write is a fault, which can be printed, and no more."""
+    lines = [json.loads(line) for line in exported.splitlines()]
+    line = next(one for one in lines if kind in {one["kind"], one.get("action")})
+    line[name] = value
+    found = _faults_of(b"".join(json.dumps(one).encode() + b"\n" for one in lines))
+    assert name in line
+    assert found
+    assert all(str(fault).isprintable() for fault in found)
+
+
+@pytest.mark.parametrize("change", [{"events": 5}, {"chains": None}, {"events": float(EVENTS)}])
+def test_the_last_line_tells_how_much_there_is(exported: bytes, change: dict[str, Any]) -> None:
+    """Whoever reads the last line alone reads of what is in the file."""
+    *others, end = exported.splitlines(keepends=True)
+    found = _faults_of(b"".join([*others, json.dumps(json.loads(end) | change).encode()]))
+    assert "last line" in _only(found).reason
 
 
 def test_a_damaged_row_is_not_exported(stored: Path) -> None:
