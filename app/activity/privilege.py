@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from app.activity.access import ALL_DATASETS, Used
 from app.keys.models import ApiKey
 from app.keys.restrictions import DAYS
-from app.keys.roles import ADMIN, ROLES, effective_scopes
+from app.keys.roles import ADMIN, MANAGEMENT, ROLES, effective_scopes
 
 # Of more addresses than this their networks are named: a workflow that moves within a few racks.
 ADDRESSES_MAX = 8
@@ -21,6 +21,8 @@ NETWORKS_MAX = 64
 HOURS_PER_DAY = 24
 # The scopes of the routes that are about datasets.
 _OF_DATASETS = {"logs:write", "logs:read", "logs:query"}
+# And that of the one that names none: it always tells of all that its key may see.
+_OF_USAGE = "usage:read"
 # What was refused for want of a right or a place in the limits says nothing of what is needed.
 _REFUSED = {"401", "403", "429", "500", "503"}
 
@@ -54,17 +56,18 @@ def suggest(
         return None
     notes: list[str] = []
     needed = sorted({scope for row in used if (scope := scopes.get(row.endpoint))})
-    learned = {
-        "allowed_datasets": _datasets(used, scopes, notes),
-        "allowed_cidrs": _cidrs(key, {row.source_ip for row in used}, notes),
-        "allowed_hours": _hours(key, {row.hour for row in used}, notes),
-    }
-    restrictions = {name: value for name, value in learned.items() if value is not None}
-    patch = {name: value for name, value in restrictions.items() if getattr(key, name) != value}
-    if not needed:
-        notes.append("no request needed a scope")
-    elif effective_scopes(key.role, key.scopes) - set(needed):
-        patch = {"scopes": needed, **patch}
+    restrictions: dict[str, Any] = {}
+    patch: dict[str, Any] = {}
+    if MANAGEMENT in needed:
+        # What it gave and changed is not noted, and it can do neither with more than it has.
+        notes.append("it managed keys, for which it needs what those have: nothing is taken away")
+    else:
+        restrictions = _restrictions(key, used, scopes, notes)
+        patch = {name: value for name, value in restrictions.items() if getattr(key, name) != value}
+        if not needed:
+            notes.append("no request needed a scope")
+        elif effective_scopes(key.role, key.scopes) - set(needed):
+            patch = {"scopes": needed, **patch}
     return Suggestion(
         requests=sum(row.requests for row in used),
         days=len({row.hour // HOURS_PER_DAY for row in used}),
@@ -75,6 +78,17 @@ def suggest(
         patch=patch,
         notes=notes,
     )
+
+
+def _restrictions(
+    key: ApiKey, used: list[Used], scopes: Mapping[str, str | None], notes: list[str]
+) -> dict[str, Any]:
+    learned = {
+        "allowed_datasets": _datasets(used, scopes, notes),
+        "allowed_cidrs": _cidrs(key, {row.source_ip for row in used}, notes),
+        "allowed_hours": _hours(key, {row.hour for row in used}, notes),
+    }
+    return {name: value for name, value in learned.items() if value is not None}
 
 
 def generate_options(key: ApiKey, suggestion: Suggestion) -> list[str]:
@@ -96,6 +110,9 @@ def _datasets(
 ) -> list[str] | None:
     rows = [row for row in used if scopes.get(row.endpoint) in _OF_DATASETS]
     names = {row.dataset for row in rows}
+    if any(scopes.get(row.endpoint) == _OF_USAGE for row in used):
+        notes.append("it read the usage of all datasets: allowed_datasets would change the answers")
+        return None
     if ALL_DATASETS in names:
         notes.append("it read without naming a dataset: allowed_datasets would change the answers")
         return None

@@ -12,7 +12,14 @@ from app.keys.models import ApiKey
 from app.keys.restrictions import DAYS, cidrs_fault, hours_fault
 
 WRITE, READ = "POST /api/v1/logs", "GET /api/v1/logs"
-SCOPES = {WRITE: "logs:write", READ: "logs:read", "GET /api/v1/api-keys/verify/current": None}
+USAGE, MANAGE = "GET /api/v1/usage", "POST /api/v1/api-keys"
+SCOPES = {
+    WRITE: "logs:write",
+    READ: "logs:read",
+    USAGE: "usage:read",
+    MANAGE: "keys:manage",
+    "GET /api/v1/api-keys/verify/current": None,
+}
 
 
 def key(**fields: Any) -> ApiKey:
@@ -78,6 +85,27 @@ def test_nothing_is_suggested_beyond_what_is_known() -> None:
     found = suggest(key(), [used(endpoint="GET /api/v1/api-keys/verify/current")], SCOPES)
     assert found is not None
     assert "scopes" not in found.patch
+
+
+def test_what_manages_keys_keeps_all_it_has() -> None:
+    """A key gives others what it has itself: with less its very requests would be refused."""
+    rows = [used(), used(endpoint=MANAGE, dataset="")]
+    found = suggest(key(role="owner"), rows, SCOPES)
+    assert found is not None
+    assert (found.patch, found.restrictions, found.scopes) == (
+        *({}, {}, ["keys:manage", "logs:write"]),
+    )
+    assert "it managed keys" in found.notes[0]
+    assert generate_options(key(role="owner"), found) == ["--client", "acme", "--role", "owner"]
+
+
+def test_usage_is_of_all_datasets() -> None:
+    """A key that read the usage is not to see less of it afterwards."""
+    found = suggest(key(), [used(), used(endpoint=USAGE, dataset="")], SCOPES)
+    assert found is not None
+    assert "allowed_datasets" not in found.patch
+    assert found.patch["scopes"] == ["logs:write", "usage:read"]
+    assert "it read the usage" in found.notes[0]
 
 
 def test_many_addresses_become_networks() -> None:
