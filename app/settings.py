@@ -350,6 +350,16 @@ class Settings(BaseSettings):
                 raise ValueError("is not UTF-8 text") from None
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_given(cls, value: Any, info: ValidationInfo) -> Any:
+        # As a variable that was never filled in gives it: HOST= would listen on every address, and
+        # DATA_DIR= mean the current directory. Where the default is empty, empty means that.
+        default = cls.model_fields[info.field_name or ""].default
+        if isinstance(value, str) and not value.strip() and default not in ("", (), {}):
+            raise ValueError("is empty")
+        return value
+
     @model_validator(mode="after")
     def _keys_that_differ(self) -> Self:
         named = {

@@ -43,6 +43,12 @@ def test_example_shows_the_defaults() -> None:
         ("TLS_KEY", "k" * 5000, "is not a file that can be read"),
         ("TRUSTED_PROXIES", "\udcff", "UTF-8"),
         ("HOST", "\udcff", "UTF-8"),
+        ("HOST", "", "is empty"),
+        ("DATA_DIR", "", "is empty"),
+        ("DATA_DIR", " ", "is empty"),
+        ("KEY_HASHER", "", "is empty"),
+        ("REQUIRE_API_KEY", "", "is empty"),
+        ("MAX_BODY_BYTES", "", "is empty"),
         ("PORT", "http", "valid integer"),
         ("PORT", "70000", "65535"),
         ("REQUIRE_API_KEY", "perhaps", "boolean"),
@@ -88,6 +94,15 @@ def test_bad_value_is_one_line(
     assert told in line
     assert "example: " in line
     assert "\n" not in line
+
+
+def test_where_the_default_is_empty_empty_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is left empty in `.env.example` may be left empty."""
+    empty = [name for name, value in dotenv_values(EXAMPLE).items() if value == ""]
+    assert {"PUBLIC_URL", "API_KEYS", "SECRET_KEY"} <= set(empty)
+    for name in empty:
+        monkeypatch.setenv(name, "")
+    assert load_settings(_env_file=None) == load_settings(_env_file=EXAMPLE)
 
 
 def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
