@@ -8,9 +8,10 @@ import json
 import os
 import re
 from importlib.util import find_spec
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
@@ -62,6 +63,13 @@ EXAMPLES = {
 
 # Names of files are bytes, and may hold what is no text.
 _PATHS = {"data_dir", "api_keys_file", "geoip_database", "tls_certificate", "tls_key"}
+
+# No user, query or fragment; its path in the characters of RFC 3986.
+_BASE_URL = re.compile(
+    r"https?://(?P<host>\[[^]/]*\]|[^][/?#@:\s]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
+)
+# As RFC 1123 has it, and with the underscore of names within a Compose file.
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 # Lists are comma-separated, not JSON: NoDecode leaves the parsing to the validators below.
 TextList = Annotated[tuple[str, ...], NoDecode]
@@ -276,8 +284,9 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        if value and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
-            raise ValueError("is not an http or https URL")
+        # Paths are appended to it, in mails and commands that others follow.
+        if value and not _is_base_url(value):
+            raise ValueError("is not an http or https URL of host, port and path alone")
         return value.rstrip("/")
 
     @field_validator("smtp_url")
@@ -413,6 +422,27 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Say whether the control database is ours to make and to bring up to date."""
         return not self.database_url
+
+
+def _is_base_url(value: str) -> bool:
+    found = _BASE_URL.fullmatch(value)
+    if found is None:
+        return False
+    try:
+        port = urlsplit(value).port
+        return port != 0 and _is_host(found["host"])
+    except ValueError:
+        return False
+
+
+def _is_host(host: str) -> bool:
+    """Say whether a text is the host of a URL; ValueError for an address that is none."""
+    if host.startswith("["):
+        return "%" not in host and bool(IPv6Address(host[1:-1]))
+    labels = host.encode("idna").decode("ascii").removesuffix(".").split(".")
+    if labels[-1].isdigit():
+        return bool(IPv4Address(host))
+    return all(_HOST_LABEL.fullmatch(label) for label in labels)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -96,6 +96,43 @@ def test_bad_value_is_one_line(
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "http://h?x=1",
+            "http://h/?",
+            "http://h/#frag",
+            "http://h#",
+            "http://u@h",
+            "http://u:p@h",
+        ),
+        *("http://[::1", "http://[::1%25lo]", "http://[1.2.3.4]", "http://::1", "http://h]"),
+        *("http://h:99999", "http://h:0", "http://h:", "http://h:x", "http://1.2.3.256", "http://"),
+        *("http://-", "http://a-.example", "http://a..b", "http://.", "http://h/a b", "ftp://h"),
+        *("http://h/\\x", "http://h\\x", "HTTP:/h", "http:///x", "http://h/<b>", "http://h\n"),
+    ],
+)
+def test_a_url_that_no_path_can_follow(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """PUBLIC_URL is a host that there can be, its port and a path, and nothing behind."""
+    monkeypatch.setenv("PUBLIC_URL", value)
+    with pytest.raises(BadSetting, match=r"^PUBLIC_URL: is not an http or https URL"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("https://logs.example.com", "http://localhost:8000/", "http://[::1]:8000/logs"),
+        *("http://10.0.0.1", "http://my_app:80/a/b", "https://l\u00f6gs.example./x~y"),
+    ],
+)
+def test_urls_that_paths_follow(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Names, addresses, ports and paths are taken, without the slash at the end."""
+    monkeypatch.setenv("PUBLIC_URL", value)
+    assert load_settings().reachable_url == value.rstrip("/")
+
+
 def test_where_the_default_is_empty_empty_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that is left empty in `.env.example` may be left empty."""
     empty = [name for name, value in dotenv_values(EXAMPLE).items() if value == ""]
