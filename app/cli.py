@@ -94,7 +94,8 @@ def serve(
         ssl_context_factory=_tls_1_2 if settings.tls_certificate else None,
     )
     try:
-        is_served = _serve_by_workers(config) if settings.workers > 1 else _serve_alone(config)
+        serve_it = _serve_by_workers if settings.workers > 1 else _serve_alone
+        is_served = serve_it(config, _sockets(config))
     finally:
         held.close()
         if metrics_dir is not None:
@@ -103,22 +104,32 @@ def serve(
         raise typer.Exit(1)
 
 
-def _serve_alone(config: "Config") -> bool:
+def _sockets(config: "Config") -> list[socket.socket]:
+    """Bind the port for several workers, or to learn which one it is; else the server does."""
+    if config.workers == 1 and config.port:
+        return []
+    bound = config.bind_socket()
+    # With PORT=0 the system has chosen one, and the first start shows it.
+    os.environ["PORT"] = str(bound.getsockname()[1])
+    return [bound]
+
+
+def _serve_alone(config: "Config", sockets: list[socket.socket]) -> bool:
     """Serve in this process; say whether it came to that."""
     import uvicorn  # noqa: PLC0415  # as in serve
 
     config.load_app()
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets or None)
     return server.started
 
 
-def _serve_by_workers(config: "Config") -> bool:
+def _serve_by_workers(config: "Config", sockets: list[socket.socket]) -> bool:
     """Serve in worker processes; False if none of them could start."""
     from app.supervisor import Supervisor  # noqa: PLC0415  # as in serve
 
-    supervisor = Supervisor(config, sockets=[config.bind_socket()])
+    supervisor = Supervisor(config, sockets)
     with suppress(KeyboardInterrupt):
         supervisor.run()
     return not supervisor.is_refused

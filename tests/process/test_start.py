@@ -81,6 +81,33 @@ def test_the_first_start_prints_its_keys_once(tmp_path: Path, workers: int) -> N
         assert KEY.search(_output(server)) is None
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_port_that_the_system_chose_is_shown(tmp_path: Path, workers: str) -> None:
+    """With PORT=0 the curls of the first start name the port that the service listens on."""
+    with (tmp_path / "output").open("w") as output:
+        server = psutil.Popen(
+            [sys.executable, "-m", "app", "serve", "--port", "0", "--workers", workers],
+            cwd=ROOT,
+            env=product_env(tmp_path / "data"),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        found: list[str] = []
+
+        def is_shown() -> bool:
+            found[:] = re.findall(
+                r"curl -sS http://[^:]+:(\d+)/", (tmp_path / "output").read_text()
+            )
+            return len(found) == 2
+
+        wait_until(is_shown, "the first keys")
+        wait_until(lambda: is_up(int(found[0])), "the service at its port")
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_logs_are_json_lines_without_a_key(tmp_path: Path, workers: int) -> None:
     """Whatever happens, each line of output is a JSON object, and no key is in any of them."""
