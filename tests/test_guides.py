@@ -9,11 +9,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -248,3 +251,30 @@ def test_no_sample_is_left_out() -> None:
     languages = set(re.findall(r"^```(\w+)$", CLIENT + PROVIDER, re.MULTILINE))
     assert languages == {"bash", "python", "javascript", "powershell", "sh", "ini"}
     assert len(re.findall(r"^```", CLIENT + PROVIDER, re.MULTILINE)) % 2 == 0
+
+
+def test_a_backup_is_its_owners_alone(tmp_path: Path) -> None:
+    """The guide's commands make a backup and a copy of the secret that nobody else can read."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    for name in ("control.db", "secret.key"):
+        (data_dir / name).write_text(name)
+    (block,) = (one for one in _blocks(PROVIDER, "sh") if "backup-$(date" in one)
+    block = block.replace("/somewhere/else", str(tmp_path))
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(data_dir)}
+    script = ["sh", "-ec", f"umask 022\n{block}"]
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True, timeout=DEADLINE_S)
+    (backup,) = tmp_path.glob("backup-*.tar.gz")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (backup, tmp_path / "secret.key")} == {
+        0o600
+    }
+    with tarfile.open(backup) as archive:
+        assert {one.name for one in archive} == {".", "./control.db"}
+
+
+def test_what_holds_keys_and_logs_is_not_committed() -> None:
+    """Files that our commands write beside the code are ignored by git."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    written = ("onboarding-acme-k.eml", "rotation-platform-k.eml", "audit.ndjson")
+    for name in (*written, "audit-2026.ndjson", "backup-2026-01-15.tar.gz"):
+        assert any(fnmatch(name, pattern) for pattern in ignored), name
