@@ -290,7 +290,7 @@ def test_a_flood_of_alerts_is_one(desk: Desk) -> None:
     ).detect()
     found = desk.alerts()
     assert len(found) == PER_HOUR_MAX + 1
-    assert (found[-1]["source_ip"], found[-1]["count"]) == ("", 20)
+    assert [one["count"] for one in found if not one["source_ip"]] == [20]
     assert len(blocks(desk)) == PER_HOUR_MAX + 20
 
 
