@@ -20,7 +20,8 @@ from app.activity.expiry import Expiry
 from app.activity.notary import Notary, begin, books_of
 from app.activity.presence import Presence
 from app.api.app import create_control_app
-from app.api.services import Services, open_reads, open_receipts
+from app.api.reads import Reads, UseReads
+from app.api.services import Services, open_receipts
 from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
@@ -117,8 +118,8 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     peppers = Peppers(secrets)
     engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
-    reads, writes, receipts = open_reads(), Writes(), open_receipts()
-    for pool in (reads, writes, receipts):
+    reads, use_reads, writes, receipts = Reads(), UseReads(), Writes(), open_receipts()
+    for pool in (reads, use_reads, writes, receipts):
         stack.callback(pool.close)
     activity = open_activity(engine)
     stack.callback(activity.dispose)
@@ -166,6 +167,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         seals=seals,
         books=books,
         reads=reads,
+        use_reads=use_reads,
         writes=writes,
         receipts=receipts,
         activity=activity,

@@ -15,6 +15,7 @@ from app.api.body import read_query
 from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
 from app.api.openapi import documented
+from app.api.reads import reading_of
 from app.api.schemas import AUDIT_LIST, AUDIT_PAGE
 from app.api.services import Services
 from app.api.throttle import limited
@@ -99,7 +100,7 @@ async def list_events(request: Request, caller: Caller, opened: Opened) -> Respo
         return json.dumps({"events": events, "next_cursor": cursor}).encode()
 
     # To the last byte in the thread, as lists of keys are.
-    body = await opened.reads.run(render)
+    body = await opened.reads.run(reading_of(caller), render)
     return Response(body, media_type="application/json")
 
 

@@ -9,6 +9,7 @@ from app.api.body import read_json, read_query
 from app.api.dependencies import Caller, Opened
 from app.api.forms import ClientCreate, ClientList, ClientPatch, Nothing, columns
 from app.api.openapi import BODY_FAULTS, CLIENT, CLIENT_PAGE, documented
+from app.api.reads import reading_of
 from app.api.receipt import receipt
 from app.api.schemas import CLIENT_CREATE, CLIENT_LIST, CLIENT_PATCH
 from app.api.throttle import limited
@@ -48,6 +49,7 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[st
     """List clients by client_id; a client's own key sees its own alone."""
     query = read_query(request, ClientList)
     found = await opened.reads.run(
+        reading_of(caller),
         clients.list_clients,
         opened.engine,
         asker=caller,
@@ -66,7 +68,9 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[st
 async def show(request: Request, client_id: str, caller: Caller, opened: Opened) -> dict[str, Any]:
     """Return a client."""
     read_query(request, Nothing)
-    client = await opened.reads.run(clients.get_client, opened.engine, client_id, asker=caller)
+    client = await opened.reads.run(
+        reading_of(caller), clients.get_client, opened.engine, client_id, asker=caller
+    )
     return client_object(client)
 
 

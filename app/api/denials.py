@@ -19,6 +19,7 @@ from app.api.body import read_query
 from app.api.dependencies import Caller, Opened
 from app.api.forms import AccessList, Nothing
 from app.api.openapi import documented
+from app.api.reads import reading_of
 from app.api.schemas import ACCESS_LIST, ACCESS_PAGE, DENIAL
 from app.api.services import Services
 from app.api.throttle import limited
@@ -52,7 +53,7 @@ async def show_denial(
     read_query(request, Nothing)
     if len(request_id) > REQUEST_ID_LENGTH_MAX:
         raise NotFound
-    denial = await opened.reads.run(read_denial, opened.activity, request_id)
+    denial = await opened.reads.run(reading_of(caller), read_denial, opened.activity, request_id)
     if denial is None or caller.client_id not in {None, denial.client_id}:
         raise NotFound
     return {
@@ -89,7 +90,7 @@ async def list_access(request: Request, caller: Caller, opened: Opened) -> dict[
         after=None if query.cursor is None else _opened(query.cursor),
         limit=query.limit + 1,
     )
-    found = await opened.reads.run(read_accesses, opened.activity, wanted)
+    found = await opened.reads.run(reading_of(caller), read_accesses, opened.activity, wanted)
     page, has_more = found[: query.limit], len(found) > query.limit
     return {
         "access": [_shown(row) for row in page],
@@ -106,7 +107,9 @@ async def _key_ids(caller: Principal, asked: str | None, opened: Services) -> li
         for key in opened.authenticator.configured_keys()
         if key.client_id == caller.client_id
     ]
-    stored = await opened.reads.run(client_key_ids, opened.engine, caller.client_id)
+    stored = await opened.reads.run(
+        reading_of(caller), client_key_ids, opened.engine, caller.client_id
+    )
     own = {*stored, *configured}
     if asked is None:
         return sorted(own)

@@ -10,6 +10,7 @@ from app.api.author import author_of
 from app.api.dependencies import Caller, Opened
 from app.api.logs import within_datasets
 from app.api.openapi import ERASED, ERASURE_FILTERS, documented
+from app.api.reads import reading_of
 from app.api.throttle import limited
 from app.api.writes import place_of
 from app.errors import Invalid, Overloaded, StorageUnavailable, fault
@@ -36,7 +37,9 @@ async def erase_logs(
     What was stored before the request is gone when it is answered. Usage stays. A request that
     failed or broke off may have erased some: send it again for the rest.
     """
-    await opened.reads.run(clients.get_client, opened.engine, client_id, asker=caller)
+    await opened.reads.run(
+        reading_of(caller), clients.get_client, opened.engine, client_id, asker=caller
+    )
     params = list(request.query_params.multi_items())
     # An empty one is more likely a variable that was not set than what is meant to be erased.
     empty = [fault(name, "must not be empty") for name, value in params if not value.strip()]

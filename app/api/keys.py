@@ -1,7 +1,7 @@
 """/api/v1/api-keys: keys made, changed, rotated, switched off; by the platform or by their client.
 
 A route reads its request only once slowapi has counted it. It reads the database by `reads` and
-writes to it by `writes` (app/api/services.py).
+writes to it by `writes` (app/api/services.py); behind a write it waits for no `reads`.
 The caller asks everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
@@ -33,13 +33,14 @@ from app.api.forms import (
     columns,
 )
 from app.api.openapi import API_KEY, API_KEY_PAGE, BODY_FAULTS, NEW_API_KEY, documented
+from app.api.reads import reading_of, telling_of
 from app.api.receipt import receipt
 from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
 from app.api.services import Services
 from app.api.throttle import limited
 from app.api.writes import place_of
 from app.edge.headers import combined, idempotency_key
-from app.errors import Invalid, NotFound, StorageUnavailable
+from app.errors import Invalid, NotFound, Overloaded, StorageUnavailable
 from app.keys import lifecycle, registry
 from app.keys.changes import writing_for
 from app.keys.lifecycle import GRACE_S_DEFAULT
@@ -96,7 +97,7 @@ async def create(request: Request, opened: Opened) -> Response:
 
     key, response = await opened.writes.run(place_of(caller), make)
     if response is None:
-        shown = await _shown(opened, key)
+        shown = await _shown(opened, caller, key)
         return _made(shown, {"Idempotent-Replayed": "true"})
     return response
 
@@ -124,7 +125,7 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> Respons
         return json.dumps({"api_keys": _all_shown(opened, page), "next_cursor": cursor}).encode()
 
     # To the last byte in the thread: a thousand keys would hold up everybody else's logs.
-    body = await opened.reads.run(render)
+    body = await opened.reads.run(reading_of(caller), render)
     return Response(body, media_type="application/json")
 
 
@@ -134,13 +135,13 @@ async def verify_current(request: Request, caller: Caller, opened: Opened) -> di
     """Return the object of the key that this request was made with."""
     read_query(request, Nothing)
     try:
-        key = await opened.reads.run(registry.get_key, opened.engine, caller.id)
+        key = await opened.reads.run(reading_of(caller), registry.get_key, opened.engine, caller.id)
     except NotFound:  # a key of the settings, which has no row
         return key_object(_from_settings(caller), opened.rotation_policy) | {
             "created_at": None,
             "rotation_due_at": None,
         }
-    return await _shown(opened, key)
+    return await _shown(opened, caller, key)
 
 
 @router.get("/{id_or_key_id}", summary="Show a key", **documented(API_KEY, 403, 404, 422))
@@ -150,8 +151,10 @@ async def show(
 ) -> dict[str, Any]:
     """Return a key by its id or key_id, with the places that it was last used from."""
     read_query(request, Nothing)
-    key = await opened.reads.run(registry.get_key, opened.engine, id_or_key_id, asker=caller)
-    return await _shown(opened, key)
+    key = await opened.reads.run(
+        reading_of(caller), registry.get_key, opened.engine, id_or_key_id, asker=caller
+    )
+    return await _shown(opened, caller, key)
 
 
 @router.patch(
@@ -186,7 +189,8 @@ async def delete(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
         id_or_key_id,
         by=author_of(request, opened, caller),
     )
-    return await _shown(opened, deleted.key) | await receipt(opened, deleted.generation)
+    dropped = await receipt(opened, deleted.generation)
+    return await _shown(opened, caller, deleted.key) | dropped
 
 
 @router.post(
@@ -291,14 +295,25 @@ async def _update(
         by=author_of(request, opened, caller),
     )
     dropped = await receipt(opened, changed.generation) if ends else {}
-    return await _shown(opened, changed.key) | dropped
+    return await _shown(opened, caller, changed.key) | dropped
 
 
-async def _shown(opened: Services, key: ApiKey) -> dict[str, Any]:
-    """Show a key with its use, and where it is used from."""
-    (shown,) = await opened.reads.run(_all_shown, opened, [key])
+async def _shown(opened: Services, caller: Principal, key: ApiKey) -> dict[str, Any]:
+    """Show a key with its use, and where it is used from; never refuse to, whatever is in the way.
+
+    The key may have just been changed: whoever were told that this failed would not know that it
+    was done.
+    """
     try:
-        sources = await opened.reads.run(read_sources, opened.activity, key.key_id)
+        return await opened.use_reads.run(telling_of(caller), _read_use, opened, key)
+    except Overloaded:
+        return key_object(key, opened.rotation_policy, UNKNOWN_USE) | {"sources": None}
+
+
+def _read_use(opened: Services, key: ApiKey) -> dict[str, Any]:
+    (shown,) = _all_shown(opened, [key])
+    try:
+        sources = read_sources(opened.activity, key.key_id)
     except StorageUnavailable:  # as told already
         return shown | {"sources": None}
     return shown | {"sources": source_objects(sources)}

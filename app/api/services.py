@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from app.api.reads import Reads, UseReads
 from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
@@ -24,11 +25,6 @@ EXPORTS_MAX = 4
 # Of one client, so that another one finds a place.
 EXPORTS_PER_CLIENT_MAX = 2
 EXPORT_RETRY_S = 5
-# Reads of keys and clients; a page of a thousand takes 40 ms of a thread. Whoever reads lists
-# without end waits for their like alone, not before the logs and claim links of others.
-READ_THREADS = 2
-READS_QUEUED_MAX = 64
-READ_WAIT_S_MAX = 3.0
 # A receipt waits for the slowest worker, and must not be refused: the key has been switched off.
 RECEIPT_THREADS = 8
 RECEIPTS_QUEUED_MAX = 10_000
@@ -58,11 +54,6 @@ class Exports:
             del self._running[client_id]
 
 
-def open_reads() -> BoundedPool:
-    """Open the threads that read keys and clients."""
-    return BoundedPool("reads", READ_THREADS, READS_QUEUED_MAX, wait_s_max=READ_WAIT_S_MAX)
-
-
 def open_receipts() -> BoundedPool:
     """Open the threads that wait for workers."""
     return BoundedPool("receipts", RECEIPT_THREADS, RECEIPTS_QUEUED_MAX)
@@ -79,7 +70,8 @@ class Services(Gate):
     engine: Engine
     seals: ChainKeys  # of what is done
     books: tuple[Book, ...]  # the audit's
-    reads: BoundedPool  # of keys and clients
+    reads: Reads  # of keys and clients
+    use_reads: UseReads  # of the use of one key
     writes: Writes  # every write to the control database that a route makes
     receipts: BoundedPool  # which wait for workers
     activity: Engine

@@ -1,17 +1,20 @@
 """What routes stand on: reads and writes while another process holds the control database."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.api.reads import PLATFORM_TELLING, READING, TELLING
 from app.api.writes import ENDING, ORDINARY, PLATFORM
 from app.delivery.claims import create_claim
 from app.keys.registry import create_key
+from app.pool import LanedPool, Place
 from app.sqlite import sqlite3
 from tests.api.management import CURRENT, KEYS, ask
 from tests.support import DEADLINE_S, Json, Service, key_id_of, problem, running
@@ -202,3 +205,69 @@ def test_what_ends_a_key_has_its_own_places(service: Service, how: str) -> None:
     answer = service.run(scenario())
     assert answer.status_code == (201 if how == "rotate" else 200), answer.text
     assert service.get(CURRENT, target).status_code == 401
+
+
+@asynccontextmanager
+async def taken(pool: LanedPool, *places: Place) -> AsyncIterator[None]:
+    """Have all these places of a pool taken by what does not end before this does."""
+    gate = threading.Event()
+    jobs = [
+        asyncio.create_task(pool.run(place, gate.wait, DEADLINE_S))
+        for place in places
+        for _ in range(place.lane.places_each)
+    ]
+    await asyncio.sleep(0)  # each takes its place in its first step
+    try:
+        yield
+    finally:
+        gate.set()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def test_what_was_done_is_told_whatever_is_read(service: Service) -> None:
+    """One client's pages refuse nobody's change its reply, nor anybody else's reads their place."""
+    admin, owner = service.key(None), service.key("other", role="owner")
+    flooding = service.key("acme", role="owner")
+    ended = [service.key("other", name=f"t{number}") for number in range(3)]
+    opened = service.app._control.state.services  # noqa: SLF001
+    first, second, third = (f"{KEYS}/{key_id_of(one)}" for one in ended)
+    full = [Place(READING, str(number)) for number in range(READING.places // READING.places_each)]
+
+    async def ask_for(method: str, path: str, key: str, body: Json | None = None) -> httpx.Response:
+        headers = {"X-API-Key": key}
+        return await service.http.request(method, path, headers=headers, json=body)
+
+    async def scenario() -> tuple[list[httpx.Response], list[httpx.Response], httpx.Response]:
+        async with taken(opened.reads, Place(READING, "acme")):
+            refused = await ask_for("GET", KEYS, flooding)
+            waiting = asyncio.create_task(ask_for("GET", KEYS, owner))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        listed = await waiting
+        async with taken(opened.reads, *full):
+            told = [
+                await ask_for("PATCH", first, owner, {"name": "new"}),
+                await ask_for("POST", f"{first}/deactivate", owner),
+                await ask_for("DELETE", second, admin),
+                await ask_for("GET", KEYS, owner),
+            ]
+        async with taken(
+            opened.use_reads, Place(TELLING, "other"), Place(PLATFORM_TELLING, "*platform")
+        ):
+            untold = [
+                await ask_for("POST", f"{third}/deactivate", owner),
+                await ask_for("DELETE", third, admin),
+            ]
+        assert listed.status_code == 200
+        return told, untold, refused
+
+    told, untold, refused = service.run(scenario())
+    problem(refused, 503, "Overloaded")
+    problem(told.pop(), 503, "Overloaded")  # all places of all clients are taken
+    assert [one.status_code for one in (*told, *untold)] == [200] * 5
+    assert all(one.json()["sources"] == [] for one in told)
+    assert all(one.json()["total_requests"] == 0 for one in told)
+    assert all(one.json()["sources"] is None for one in untold)
+    assert all(one.json()["total_requests"] is None for one in untold)
+    assert all("effective_at" in one.json() for one in (told[1], told[2], *untold))
+    assert [service.get(CURRENT, key).status_code for key in ended] == [401] * 3

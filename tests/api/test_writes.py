@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.api.writes import CLAIMS, ENDING, ORDINARY, PLATFORM, Place, Writes, place_of
+from app.api.writes import CLAIMS, ENDING, ORDINARY, PLATFORM, Writes, place_of
 from app.errors import Overloaded
 from app.keys.principal import UNLIMITED, Principal
+from app.pool import Place
 
 ADMIN = Principal(
     id="",
