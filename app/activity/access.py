@@ -1,7 +1,7 @@
 """What each key did, minute by minute: where, on which dataset, from where, with what outcome."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sqlalchemy import Engine, delete, func, select, tuple_
 from sqlmodel import col
 
 from app.activity.rows import KEY_ID_LENGTH_MAX, storable_address, storable_agent, upsert
-from app.keys.database import reading, writing
+from app.keys.database import reading, streamed, writing
 from app.keys.models import ApiKey, KeyAccess
 
 # A read that names no dataset is of all that its key may read.
@@ -104,6 +104,11 @@ class AccessQuery:
 
 def read_accesses(engine: Engine, wanted: AccessQuery) -> list[KeyAccess]:
     """Read what keys did."""
+    return list(each_access(engine, wanted))
+
+
+def each_access(engine: Engine, wanted: AccessQuery) -> Generator[KeyAccess, None, None]:
+    """Give the same one by one; who stops before the end reads no more of it."""
     minute = col(KeyAccess.minute)
     name = [col(getattr(KeyAccess, field)) for field in _ORDER]
     conditions: list[Any] = []
@@ -118,7 +123,7 @@ def read_accesses(engine: Engine, wanted: AccessQuery) -> list[KeyAccess]:
         conditions.append(tuple_(*name) < tuple_(at, key_id, *others))
     selected = select(KeyAccess).where(*conditions).order_by(*(one.desc() for one in name))
     with reading(engine) as session:
-        return list(session.scalars(selected.limit(wanted.limit)))
+        yield from streamed(session, selected.limit(wanted.limit))
 
 
 class Used(NamedTuple):

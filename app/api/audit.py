@@ -2,9 +2,10 @@
 
 import json
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from heapq import merge
-from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -15,14 +16,15 @@ from app.api.body import read_query
 from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
 from app.api.openapi import documented
+from app.api.pages import render_page
 from app.api.reads import reading_of
 from app.api.schemas import AUDIT_LIST, AUDIT_PAGE
 from app.api.services import Services
 from app.api.throttle import limited
 from app.audit.models import AuditEvent
-from app.audit.trail import EventFilter, read_events
+from app.audit.trail import EventFilter, select_events
 from app.errors import Invalid
-from app.keys.database import reading
+from app.keys.database import reading, streamed
 from app.keys.objects import iso_time
 from app.keys.principal import Principal
 from app.logs.query import Cursors
@@ -90,14 +92,19 @@ async def list_events(request: Request, caller: Caller, opened: Opened) -> Respo
         wanted = EventFilter(chain, place.since, place.until)
     wanted = wanted._replace(action=query.action, limit=query.limit + 1)
 
+    def cursor_of(found: _Found) -> str:
+        last = _Place(*found[:4], wanted.since, wanted.until)
+        return opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
+
     def render() -> bytes:
-        found = _read(opened, wanted, place)
-        page, cursor = found[: query.limit], None
-        if len(found) > query.limit:
-            last = _Place(*page[-1][:4], wanted.since, wanted.until)
-            cursor = opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
-        events = [_shown(one.row) for one in page]
-        return json.dumps({"events": events, "next_cursor": cursor}).encode()
+        with ExitStack() as stack:
+            return render_page(
+                "events",
+                _read(opened, wanted, place, stack),
+                query.limit,
+                show=lambda found: _shown(found.row),
+                cursor_of=cursor_of,
+            )
 
     # To the last byte in the thread, as lists of keys are.
     body = await opened.reads.run(reading_of(caller), render)
@@ -110,20 +117,25 @@ def _chain_asked(caller: Principal, named: str | None, opened: Services) -> str 
     return client_asked(caller, named, opened)
 
 
-def _read(opened: Services, wanted: EventFilter, place: _Place | None) -> list[_Found]:
-    """Read a page of all books together."""
-    pages = []
+def _read(
+    opened: Services, wanted: EventFilter, place: _Place | None, stack: ExitStack
+) -> Iterator[_Found]:
+    """Read all books together, for as long as `stack` holds them open."""
+    lists = []
     for book in opened.books:
         after = None
         if place is not None:
             behind = _LAST if book.name < place.book else _FIRST
             is_same = book.name == place.book
             after = (place.at, place.chain if is_same else behind, place.seq if is_same else 0)
-        with reading(book.engine) as session:
-            rows = read_events(session, wanted._replace(after=after))
-        pages.append([_Found(row.at, book.name, row.chain, row.seq, row) for row in rows])
-    merged = merge(*pages, key=lambda one: one[:4], reverse=True)
-    return list(islice(merged, wanted.limit))
+        session = stack.enter_context(reading(book.engine))
+        rows = streamed(session, select_events(wanted._replace(after=after)))
+        lists.append(_found(book.name, stack.enter_context(closing(rows))))
+    return merge(*lists, key=lambda one: one[:4], reverse=True)
+
+
+def _found(book: str, rows: Iterable[AuditEvent]) -> Iterator[_Found]:
+    return (_Found(row.at, book, row.chain, row.seq, row) for row in rows)
 
 
 def _shown(row: AuditEvent) -> dict[str, Any]:

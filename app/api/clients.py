@@ -1,14 +1,16 @@
 """/api/v1/clients: made and changed by the platform; their own administrators may see to names."""
 
+from contextlib import closing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.api.author import author_of
 from app.api.body import read_json, read_query
 from app.api.dependencies import Caller, Opened
 from app.api.forms import ClientCreate, ClientList, ClientPatch, Nothing, columns
 from app.api.openapi import BODY_FAULTS, CLIENT, CLIENT_PAGE, documented
+from app.api.pages import render_page
 from app.api.reads import reading_of
 from app.api.receipt import receipt
 from app.api.schemas import CLIENT_CREATE, CLIENT_LIST, CLIENT_PATCH
@@ -45,22 +47,24 @@ async def create(request: Request, opened: Opened) -> dict[str, Any]:
 
 @router.get("", summary="List clients", **documented(CLIENT_PAGE, 403, 422, parameters=CLIENT_LIST))
 @limited
-async def list_page(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
+async def list_page(request: Request, caller: Caller, opened: Opened) -> Response:
     """List clients by client_id; a client's own key sees its own alone."""
     query = read_query(request, ClientList)
-    found = await opened.reads.run(
-        reading_of(caller),
-        clients.list_clients,
-        opened.engine,
-        asker=caller,
-        after=query.cursor or "",
-        limit=query.limit + 1,
-    )
-    page, has_more = found[: query.limit], len(found) > query.limit
-    return {
-        "clients": [client_object(client) for client in page],
-        "next_cursor": page[-1].client_id if has_more else None,
-    }
+    after, limit = query.cursor or "", query.limit
+
+    def render() -> bytes:
+        found = clients.each_client(opened.engine, asker=caller, after=after, limit=limit + 1)
+        with closing(found):
+            return render_page(
+                "clients",
+                found,
+                limit,
+                show=client_object,
+                cursor_of=lambda client: client.client_id,
+            )
+
+    body = await opened.reads.run(reading_of(caller), render)
+    return Response(body, media_type="application/json")
 
 
 @router.get("/{client_id}", summary="Show a client", **documented(CLIENT, 403, 404, 422))

@@ -2,23 +2,25 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import closing
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.activity.access import (
     AccessQuery,
     Place,
     client_key_ids,
+    each_access,
     place_of,
-    read_accesses,
 )
 from app.activity.denials import read_denial
 from app.api.body import read_query
 from app.api.dependencies import Caller, Opened
 from app.api.forms import AccessList, Nothing
 from app.api.openapi import documented
+from app.api.pages import render_page
 from app.api.reads import reading_of
 from app.api.schemas import ACCESS_LIST, ACCESS_PAGE, DENIAL
 from app.api.services import Services
@@ -76,7 +78,7 @@ async def show_denial(
     **documented(ACCESS_PAGE, 403, 404, 422, parameters=ACCESS_LIST),
 )
 @limited
-async def list_access(request: Request, caller: Caller, opened: Opened) -> dict[str, Any]:
+async def list_access(request: Request, caller: Caller, opened: Opened) -> Response:
     """Return the latest minutes first.
 
     A request that touches several datasets counts for each; `*` stands for all that the key may
@@ -90,12 +92,13 @@ async def list_access(request: Request, caller: Caller, opened: Opened) -> dict[
         after=None if query.cursor is None else _opened(query.cursor),
         limit=query.limit + 1,
     )
-    found = await opened.reads.run(reading_of(caller), read_accesses, opened.activity, wanted)
-    page, has_more = found[: query.limit], len(found) > query.limit
-    return {
-        "access": [_shown(row) for row in page],
-        "next_cursor": _cursor(page[-1]) if has_more else None,
-    }
+
+    def render() -> bytes:
+        with closing(each_access(opened.activity, wanted)) as found:
+            return render_page("access", found, query.limit, show=_shown, cursor_of=_cursor)
+
+    body = await opened.reads.run(reading_of(caller), render)
+    return Response(body, media_type="application/json")
 
 
 async def _key_ids(caller: Principal, asked: str | None, opened: Services) -> list[str] | None:

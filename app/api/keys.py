@@ -5,8 +5,9 @@ writes to it by `writes` (app/api/services.py); behind a write it waits for no `
 The caller asks everywhere: what it may not see is not found, what it may not give forbidden.
 """
 
-import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -33,6 +34,7 @@ from app.api.forms import (
     columns,
 )
 from app.api.openapi import API_KEY, API_KEY_PAGE, BODY_FAULTS, NEW_API_KEY, documented
+from app.api.pages import render_page
 from app.api.reads import reading_of, telling_of
 from app.api.receipt import receipt
 from app.api.schemas import KEY_CREATE, KEY_LIST, KEY_PATCH, KEY_ROTATE
@@ -44,8 +46,8 @@ from app.errors import Invalid, NotFound, Overloaded, StorageUnavailable
 from app.keys import lifecycle, registry
 from app.keys.changes import writing_for
 from app.keys.lifecycle import GRACE_S_DEFAULT
-from app.keys.models import LIMIT_NAMES, ApiKey
-from app.keys.objects import UNKNOWN_USE, iso_time, key_object, source_objects
+from app.keys.models import LIMIT_NAMES, ApiKey, KeyUse
+from app.keys.objects import UNKNOWN_USE, Use, iso_time, key_object, source_objects
 from app.keys.principal import Principal
 from app.keys.registry import KeyFilter, Once
 from app.keys.roles import ADMIN
@@ -119,10 +121,15 @@ async def list_page(request: Request, caller: Caller, opened: Opened) -> Respons
     )
 
     def render() -> bytes:
-        keys = registry.list_keys(opened.engine, wanted, asker=caller)
-        page, has_more = keys[: query.limit], len(keys) > query.limit
-        cursor = _cursor(page[-1]) if has_more else None
-        return json.dumps({"api_keys": _all_shown(opened, page), "next_cursor": cursor}).encode()
+        portions = registry.key_portions(opened.engine, wanted, asker=caller)
+        with closing(portions), closing(_with_uses(opened, portions)) as keys:
+            return render_page(
+                "api_keys",
+                keys,
+                query.limit,
+                show=lambda one: key_object(one[0], opened.rotation_policy, one[1]),
+                cursor_of=lambda one: _cursor(one[0]),
+            )
 
     # To the last byte in the thread: a thousand keys would hold up everybody else's logs.
     body = await opened.reads.run(reading_of(caller), render)
@@ -311,7 +318,8 @@ async def _shown(opened: Services, caller: Principal, key: ApiKey) -> dict[str, 
 
 
 def _read_use(opened: Services, key: ApiKey) -> dict[str, Any]:
-    (shown,) = _all_shown(opened, [key])
+    ((_, use),) = _with_uses(opened, [[key]])
+    shown = key_object(key, opened.rotation_policy, use)
     try:
         sources = read_sources(opened.activity, key.key_id)
     except StorageUnavailable:  # as told already
@@ -319,15 +327,21 @@ def _read_use(opened: Services, key: ApiKey) -> dict[str, Any]:
     return shown | {"sources": source_objects(sources)}
 
 
-def _all_shown(opened: Services, keys: list[ApiKey]) -> list[dict[str, Any]]:
-    """Show keys with their use; where that can't be read, without: a leak can't wait for it."""
-    policy = opened.rotation_policy
-    try:
-        uses = read_uses(opened.activity, [key.key_id for key in keys])
-    except StorageUnavailable as error:
-        log.warning("the uses of keys cannot be read", reason=error.reason)
-        return [key_object(key, policy, UNKNOWN_USE) for key in keys]
-    return [key_object(key, policy, uses.get(key.key_id)) for key in keys]
+def _with_uses(
+    opened: Services, portions: Iterable[list[ApiKey]]
+) -> Generator[tuple[ApiKey, Use], None, None]:
+    """Give keys with their use; where that can't be read, without: a leak can't wait for it."""
+    is_readable = True
+    for keys in portions:
+        uses: dict[str, KeyUse] = {}
+        if is_readable:
+            try:
+                uses = read_uses(opened.activity, [key.key_id for key in keys])
+            except StorageUnavailable as error:
+                log.warning("the uses of keys cannot be read", reason=error.reason)
+                is_readable = False
+        for key in keys:
+            yield key, uses.get(key.key_id) if is_readable else UNKNOWN_USE
 
 
 def _from_settings(caller: Principal) -> ApiKey:

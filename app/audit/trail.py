@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col
 
@@ -109,6 +109,11 @@ class EventFilter(NamedTuple):
 
 def read_events(session: Session, wanted: EventFilter) -> list[AuditEvent]:
     """Read events, newest first."""
+    return list(session.scalars(select_events(wanted)))
+
+
+def select_events(wanted: EventFilter) -> Select[Any]:
+    """Write the statement that reads them."""
     at, chain, seq = col(AuditEvent.at), col(AuditEvent.chain), col(AuditEvent.seq)
     conditions: list[Any] = []
     if wanted.chain is not None:
@@ -126,10 +131,9 @@ def read_events(session: Session, wanted: EventFilter) -> list[AuditEvent]:
             at <= last_at,
             (at < last_at) | (chain < last_chain) | ((chain == last_chain) & (seq < last_seq)),
         ]
-    selected = (
+    return (
         select(AuditEvent)
         .where(*conditions)
         .order_by(at.desc(), chain.desc(), seq.desc())
         .limit(wanted.limit)
     )
-    return list(session.scalars(selected))

@@ -3,7 +3,7 @@
 Public functions own their transaction; those that take a session are steps of a larger one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
@@ -13,7 +13,7 @@ from app.columns import utc_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.keys.authority import check_reach
 from app.keys.changes import Author, advance, changes_of, writing_for
-from app.keys.database import reading, writing
+from app.keys.database import reading, streamed, writing
 from app.keys.faults import SLUG_DETAIL, check_client
 from app.keys.models import Client
 from app.keys.principal import Principal
@@ -63,11 +63,23 @@ def list_clients(
     limit: int | None = None,
 ) -> list[Client]:
     """List clients by client_id, those after one of them; of a client's own key only its own."""
+    return list(each_client(engine, asker=asker, after=after, limit=limit))
+
+
+def each_client(
+    engine: Engine,
+    *,
+    asker: Principal | None = None,
+    after: str = "",
+    limit: int | None = None,
+) -> Generator[Client, None, None]:
+    """Give the same one by one; who stops before the end reads no more of them."""
     wanted = select(Client).where(col(Client.client_id) > after)
     if asker is not None and asker.client_id is not None:
         wanted = wanted.where(col(Client.client_id) == asker.client_id)
+    selected = wanted.order_by(col(Client.client_id)).limit(limit)
     with reading(engine) as session:
-        return list(session.exec(wanted.order_by(col(Client.client_id)).limit(limit)).all())
+        yield from streamed(session, selected)
 
 
 def list_with_retention(engine: Engine) -> list[Client]:

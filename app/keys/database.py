@@ -3,12 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     DataError,
@@ -40,6 +40,8 @@ MIGRATION_BUSY_TIMEOUT_MS = 60_000
 log = logging.getLogger(__name__)
 
 _WRITES = "central_logger_writes"
+# Rows that are read at a time where all of them may be too much to hold.
+STREAMED_ROWS = 20
 
 
 class StartRefused(Exception):
@@ -109,6 +111,15 @@ def reading(engine: Engine) -> Iterator[Session]:
     """Give a session on one consistent view; StorageUnavailable if the database fails."""
     with translated_faults(), Session(engine, expire_on_commit=False) as session:
         yield session
+
+
+def streamed(session: Session, selected: Select[Any]) -> Generator[Any, None, None]:
+    """Give what is selected, some rows at a time; who stops before the end reads no more."""
+    rows = session.scalars(selected.execution_options(yield_per=STREAMED_ROWS))
+    try:
+        yield from rows
+    finally:
+        rows.close()
 
 
 @contextmanager

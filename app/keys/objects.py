@@ -31,11 +31,11 @@ class _Unknown:
 
 
 UNKNOWN_USE = _Unknown()
+# None: it was never used.
+Use = KeyUse | _Unknown | None
 
 
-def key_object(
-    key: ApiKey, policy: RotationPolicy, use: KeyUse | _Unknown | None = None
-) -> dict[str, Any]:
+def key_object(key: ApiKey, policy: RotationPolicy, use: Use = None) -> dict[str, Any]:
     """Show a key; without `use` it was never used."""
     return {
         "id": str(key.id),
@@ -118,7 +118,7 @@ def _limits(owner: ApiKey | Client) -> dict[str, int | None]:
     return {name: getattr(owner, name) for name in LIMIT_NAMES}
 
 
-def _use(use: KeyUse | _Unknown | None) -> dict[str, Any]:
+def _use(use: Use) -> dict[str, Any]:
     if use is None or isinstance(use, _Unknown):
         is_known = use is None
         return {
