@@ -107,7 +107,13 @@ def create_app(settings: Settings) -> Edge:
             yield
 
     trusted = parse_networks(settings.trusted_proxies)
-    bounds = Bounds(settings.head_timeout_s, settings.connections_per_address, trusted)
+    bounds = Bounds(
+        settings.head_timeout_s,
+        settings.connections_per_address,
+        trusted,
+        settings.unread_timeout_s,
+        settings.max_unread_bytes,
+    )
     cors = Cors(settings.cors_origins) if settings.cors_origins else None
     return Edge(control, lifespan, bounds=bounds, cors=cors)
 

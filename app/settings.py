@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     max_record_bytes: Bytes = 1024**2
     max_batch_records: Annotated[int, Field(ge=1, le=10**6)] = 10_000
     max_inflight_bytes: Bytes = 64 * 1024**2
+    # Thirty full pages: beyond it those who read fast are served on, not those who do not read.
+    max_unread_bytes: Bytes = 256 * 1024**2
     dedup_window_days: Days = 7
 
     # A key that is older is due for rotation; 0 = never.
@@ -149,6 +151,8 @@ class Settings(BaseSettings):
     # What a slow client may take: for the head of a request, for its body, between two requests.
     head_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 10
     body_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120
+    # Of a reply that waits for its client, who takes nothing of it.
+    unread_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     # Longer than the idle time of common clients' pools: else they reuse a connection as it closes.
     keep_alive_s: Seconds = 75
     # Of one address, in each worker; far more than a pool of connections, far fewer than there are.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from app.edge.address import Networks, is_within, limit_group
 from app.edge.problem import Headers
 from app.edge.request_id import new_request_id
+from app.edge.unread import Unread
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
@@ -47,12 +48,15 @@ class Bounds(NamedTuple):
     """What one connection, and all of one address (IPv6: one /64), may take of this process.
 
     `head_s`: seconds for the head of a request to arrive. `per_address`: connections, 0 = any
-    number; those of `trusted` proxies are of many clients, and not counted.
+    number; those of `trusted` proxies are of many clients, and not counted. `unread_s`: seconds in
+    which a client takes nothing of a reply; `unread_bytes`: of replies that wait for their clients.
     """
 
     head_s: float = 10.0
     per_address: int = 0
     trusted: Networks = ()
+    unread_s: float = 60.0
+    unread_bytes: int = 256 * 1024**2
 
 
 class Connections:
@@ -60,6 +64,7 @@ class Connections:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
+        self.unread = Unread(bounds.unread_bytes)
         self._open: Counter[str] = Counter()
 
     def enter(self, host: str) -> str | None:

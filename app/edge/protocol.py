@@ -8,7 +8,8 @@ nothing had been.
 
 A client that takes its time holds a connection, and there is no end of clients: each has seconds
 for the head of its request, and an address has so many connections. One timer a connection looks
-at what the client owes; a request that arrives in time costs it nothing. Bodies are `body`'s.
+at what the client owes; a request that arrives in time costs it nothing. Bodies are `body`'s. It
+also looks whether what the client is owed gets anywhere: a reply that nobody reads has a time too.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from app.edge.repeated import RepeatedHead, repeated_head
 from app.edge.request_id import new_request_id
 from app.edge.response import response_bytes
 from app.edge.switch import Edge
+from app.edge.unread import cut_off, taken_bytes
 from app.errors import Overloaded
 
 _RAW_PATH = PATH.encode()
@@ -136,6 +138,9 @@ class EdgeProtocol(HttpToolsProtocol):
         # Since when the client may take its time, until the next request.
         self._rests_since_s: float | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
+        # How much of a reply the client had taken when that changed last, and when it was.
+        self._taken: int | None = None
+        self._taken_at_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a client in, unless its address has too many connections."""
@@ -164,6 +169,19 @@ class EdgeProtocol(HttpToolsProtocol):
                 timer.cancel()
         if self._doors is not None and self._entered is not None:
             self._doors.leave(self._entered)
+            self._doors.unread.remove(self.transport)
+
+    def pause_writing(self) -> None:
+        """Have nothing more written than what is on its way: the client reads too slowly."""
+        super().pause_writing()
+        if self._doors is not None:
+            self._doors.unread.add(self.transport)
+
+    def resume_writing(self) -> None:
+        """Write on."""
+        super().resume_writing()
+        if self._doors is not None:
+            self._doors.unread.remove(self.transport)
 
     def _await_client(self, head_s: float) -> None:
         self._timer = self.loop.call_later(head_s, self._look, head_s)
@@ -176,7 +194,11 @@ class EdgeProtocol(HttpToolsProtocol):
         a body that was answered early, or anything at all. Of the first request it is known since
         when: since the connection is there.
         """
+        if self._is_stalled():
+            cut_off(self.transport)
+            return
         if self.transport.is_closing():
+            self._await_client(head_s)  # the rest of a reply may wait for its client
             return
         is_busy = self.cycle is not None and not self.cycle.response_complete
         if is_busy or self._rests_since_s is not None:
@@ -190,6 +212,17 @@ class EdgeProtocol(HttpToolsProtocol):
         else:
             self._overdue = self.scope
         self._await_client(head_s)
+
+    def _is_stalled(self) -> bool:
+        """Say whether for too long the client has taken nothing of what was written to it."""
+        assert self._doors is not None  # noqa: S101  # else nothing looks
+        # TLS takes a reply of any size at once, and says nothing of what it does with it.
+        may_wait = self.flow.write_paused or self.transport.is_closing() or self.scheme == "https"
+        taken = taken_bytes(self.transport) if may_wait else None
+        if taken is None or taken != self._taken:
+            self._taken, self._taken_at_s = taken, self.loop.time()
+            return False
+        return self.loop.time() - self._taken_at_s >= self._doors.bounds.unread_s
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a request that it does not complete goes uvicorn's way."""

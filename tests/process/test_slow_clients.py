@@ -1,17 +1,23 @@
 """Clients that take their time, or too many connections, before a real server."""
 
+import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
 from loadtests.server import make_key, start_product
 from tests.edge.test_server import BODY, Site, Wire
-from tests.support import LOGS, eventually
+from tests.support import DEADLINE_S, LOGS, eventually, record
 
 HEAD_S = 0.6
 CONNECTIONS = 12
+UNREAD_S = 1.5
+# Of a page of 8 MiB the kernel takes some for its client.
+UNREAD_BYTES = 20_000_000
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "BODY_TIMEOUT_S": "1.2",
         "KEEP_ALIVE_S": "1",
         "CONNECTIONS_PER_ADDRESS": str(CONNECTIONS),
+        "UNREAD_TIMEOUT_S": str(UNREAD_S),
     }
     with start_product(data_dir, settings) as server:
         yield Site(server, make_key(data_dir, "acme"), data_dir)
@@ -123,6 +130,72 @@ def test_a_long_answer_is_not_cut_off(site: Site) -> None:
         assert site.ask(site.post(BODY)).status == 201
         while b"data: " not in (line := wire.reader.readline()):
             assert line
+
+
+def large_page(site: Site) -> bytes:
+    """Store what fills a page; write the request for it."""
+    for _ in range(2):
+        records = [record(message="m" * 900_000) for _ in range(5)]
+        assert site.ask(site.post(json.dumps(records).encode())).status == 201
+    return site.head(method=b"GET", path=f"{LOGS}?limit=1000".encode())
+
+
+@pytest.fixture(scope="module")
+def page(site: Site) -> bytes:
+    """Give the request for a large reply."""
+    return large_page(site)
+
+
+def slow_reader(site: Site) -> socket.socket:
+    """Connect with little room for a reply."""
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    reader.connect(("127.0.0.1", site.server.port))
+    reader.settimeout(DEADLINE_S)
+    return reader
+
+
+def is_cut_off(reader: socket.socket) -> bool:
+    """Say whether the server has reset a connection, without a look at what came before that."""
+    return reader.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n\r\n"], ids=["kept", "last"])
+def test_a_reply_that_nobody_reads_is_let_go(site: Site, page: bytes, close: bytes) -> None:
+    """Who takes nothing of a reply is cut off, also if it is the last one of its connection."""
+    with closing(slow_reader(site)) as reader:
+        reader.sendall(page.removesuffix(b"\r\n") + close if close else page)
+        eventually(lambda: is_cut_off(reader), bool)
+
+
+def test_a_reply_that_is_read_slowly_comes_whole(site: Site, page: bytes) -> None:
+    """Who takes some of a reply now and then gets all of it, however long that takes."""
+    with closing(slow_reader(site)) as reader:
+        reader.sendall(page)
+        began = time.monotonic()
+        head, _, body = reader.recv(16_384).partition(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        assert size > 8_000_000
+        left = size - len(body)
+        while left:
+            if time.monotonic() - began < 2 * UNREAD_S + 2 * HEAD_S:
+                time.sleep(0.1)  # of the time that there is, less than the kernel's own buffers
+            left -= len(reader.recv(min(left, 16_384)) or pytest.fail("it was cut off"))
+
+
+def test_replies_that_wait_are_bounded(tmp_path: Path) -> None:
+    """Of replies that are too much together the one that has waited longest is let go."""
+    with start_product(tmp_path, {"MAX_UNREAD_BYTES": str(UNREAD_BYTES)}) as server:
+        site = Site(server, make_key(tmp_path, "acme"), tmp_path)
+        request = large_page(site)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(closing(slow_reader(site))) for _ in range(8)]
+            for reader in readers:
+                reader.sendall(request)
+                time.sleep(0.05)
+            eventually(lambda: is_cut_off(readers[0]), bool)
+            assert not is_cut_off(readers[-1])
+        assert site.ask(request).status == 200
 
 
 def test_an_address_has_so_many_connections(site: Site) -> None:

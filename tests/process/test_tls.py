@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_logs_over_tls(tmp_path: Path) -> None:
     key = make_key(data_dir, "acme")
     trust = ssl.create_default_context(cafile=pair["TLS_CERTIFICATE"])
     with (
-        start(data_dir, pair) as server,
+        start(data_dir, pair | {"HEAD_TIMEOUT_S": "2", "UNREAD_TIMEOUT_S": "1"}) as server,
         httpx.Client(base_url=f"https://{HOST}:{server.port}", verify=trust) as http,
     ):
 
@@ -113,6 +114,15 @@ def test_logs_over_tls(tmp_path: Path) -> None:
         assert handshake(server.port, ssl.TLSVersion.TLSv1_1) is None
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://{HOST}:{server.port}/health/live")
+        larger = [record(message="x" * 900_000) for _ in range(5)]
+        for _ in range(2):
+            assert http.post(LOGS, json=larger, headers=headers).json()["accepted"] == 5
+        # TLS takes in what its client does not: it is let go as any such reply is.
+        with socket.socket() as plain, closing(trust.wrap_socket(plain, server_hostname=HOST)) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            s.connect((HOST, server.port))
+            s.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n\r\n".encode())
+            eventually(lambda: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), bool)
         assert "Traceback" not in server.log_tail(1000)
         http.close()  # a client that doesn't say good-bye is waited for
         assert server.stop() == 0
