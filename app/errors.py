@@ -8,7 +8,7 @@ LoggerError                      what went wrong, as `detail`, plus `members` fo
 ├── Forbidden                    known caller, not allowed
 │   └── InvalidSignature         a signature that does not hold: never says why
 ├── NotFound                     absent
-│   └── Elsewhere                another client's, which looks the same
+│   └── Elsewhere                not the caller's own: another's, or none at all
 ├── Conflict                     the state does not allow it
 ├── Gone                         was here: shown once already, or its time is over
 ├── TooLarge                     body, record, batch, or a cost above a whole limit
@@ -76,7 +76,7 @@ class NotFound(LoggerError):
 
 
 class Elsewhere(NotFound):
-    """Another client's: to its caller as absent as any, and a refusal to those who watch."""
+    """Not the caller's own: another client's or absent, which nothing tells apart; a refusal."""
 
 
 class Conflict(LoggerError):

@@ -64,7 +64,7 @@ EXPLANATIONS = {
     "signature_required": "The key requires signed requests, and this one was not signed.",
     "signature_invalid": "The request's signature is not that of the key's signing key.",
     NOT_PERMITTED: "The key may not do this.",
-    OTHER_CLIENT: "What was asked for is another client's, or of a client that there is not.",
+    OTHER_CLIENT: "What was asked for is not one of the client's own: another's, or not there.",
     VARIOUS: "Too many different refusals at a time to tell them apart; they are counted together.",
 }
 

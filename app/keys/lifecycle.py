@@ -18,7 +18,6 @@ from app.errors import Conflict, Invalid
 from app.keys.authority import (
     check_change,
     check_life,
-    check_reach,
     check_role,
     check_within,
     shorten,
@@ -72,7 +71,7 @@ def update_key(
 ) -> KeyChange:
     """Set columns of a key; Invalid names each bad one, Forbidden what is beyond the asker."""
     with writing_for(engine, by) as (session, principal):
-        key = _find(session, id_or_key_id, principal)
+        key = find_key(session, id_or_key_id, principal)
         check_role(principal, changes.get("role"))
         defaults = UNLIMITED if by.asker is None else by.asker.defaults
         before = Candidate(KeyRecord.of(key), None).principal(defaults)
@@ -146,7 +145,7 @@ def replace_key(  # noqa: PLR0913  # see create_key
     """Do the same in the caller's transaction, in which `by` is the `asker`."""
     if not 0 <= grace_s <= GRACE_S_MAX:
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
-    old = _find(session, id_or_key_id, asker)
+    old = find_key(session, id_or_key_id, asker)
     now = utc_now()
     if old.rotated_to is not None:
         raise Conflict("The key has been rotated already")
@@ -210,7 +209,7 @@ def delete_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
     else would tell that it ended if the settings have the same text.
     """
     with writing_for(engine, by) as (session, principal):
-        key = _find(session, id_or_key_id, principal)
+        key = find_key(session, id_or_key_id, principal)
         key.is_active = False
         key.verifier = key.signing_key = None
         if not key.key_prefix.startswith(IMPORTED):
@@ -236,12 +235,6 @@ def _renew_secret(key: ApiKey, new_secret: NewSecret | None) -> str | None:
     made = new_secret()
     key.signing_key = made.stored
     return made.secret
-
-
-def _find(session: Session, id_or_key_id: str, asker: Principal | None) -> ApiKey:
-    key = find_key(session, id_or_key_id)
-    check_reach(asker, key.client_id)
-    return key
 
 
 def _prefix(key: ApiKey) -> str | None:

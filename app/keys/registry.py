@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Engine, delete
 from sqlmodel import Session, col, select
 
 from app.columns import utc_now
-from app.errors import Conflict, Invalid, NotFound, fault
+from app.errors import Conflict, Elsewhere, Invalid, NotFound, fault
 from app.keys.authority import check_reach, check_role, check_within, must_sign, narrow
 from app.keys.changes import Author, changes_of, writing_for
 from app.keys.clients import add_client, find_client
@@ -312,26 +312,33 @@ def _is_due(policy: RotationPolicy, by: datetime) -> ColumnElement[bool]:
 def get_key(engine: Engine, id_or_key_id: str, *, asker: Principal | None = None) -> ApiKey:
     """Find a key by its UUID or its public id.
 
-    NotFound if there is none, it was deleted, or it is not the asker's to see.
+    NotFound if there is none or it was deleted; Elsewhere for whoever sees its own client's alone.
     """
     with reading(engine) as session:
-        key = find_key(session, id_or_key_id)
-    check_reach(asker, key.client_id)
-    return key
+        return find_key(session, id_or_key_id, asker)
 
 
-def find_key(session: Session, id_or_key_id: str) -> ApiKey:
-    """Do the same in the caller's transaction."""
+def find_key(session: Session, id_or_key_id: str, asker: Principal | None = None) -> ApiKey:
+    """Do the same in the caller's transaction.
+
+    Another client's key is left to the database, which finds it as little as one that is not there:
+    neither the refusal nor its time tells which of the two it is.
+    """
+    conditions: list[Any] = [col(ApiKey.deleted_at).is_(None)]
+    absent = NotFound()
+    if asker is not None and asker.client_id is not None:
+        conditions.append(col(ApiKey.client_id) == asker.client_id)
+        absent = Elsewhere()
     named = col(ApiKey.key_id) == id_or_key_id
     # A public id has 12 characters and a UUID 32 or more, so none is taken for the other.
     if re.fullmatch(r"[0-9a-fA-F-]{32,36}", id_or_key_id):
         try:
             named = col(ApiKey.id) == UUID(id_or_key_id)
         except ValueError:
-            raise NotFound from None
-    key = session.exec(select(ApiKey).where(named, col(ApiKey.deleted_at).is_(None))).first()
+            raise absent from None
+    key = session.exec(select(ApiKey).where(named, *conditions)).first()
     if key is None:
-        raise NotFound
+        raise absent
     return key
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -251,6 +252,34 @@ def test_what_is_another_client_s(service: Service, admin: str) -> None:
         problem(response, 404, "Not found")
         told = denial(service, admin, response)
         assert (told["reason"], told["client_id"]) == ("other_client", "prober")
+
+
+def test_nothing_tells_which_keys_are_there(service: Service, admin: str) -> None:
+    """A key of another client, a deleted one and one made up are refused and told of alike."""
+    owner, other, deleted = (
+        service.key(name, role="owner") for name in ("looker", "looked-for", "looked-for")
+    )
+    probed, gone = key_id_of(other), key_id_of(deleted)
+    with Session(service.engine) as session:
+        id_ = str(find_key(session, probed).id)
+    assert service.request("DELETE", f"/api/v1/api-keys/{gone}", admin).status_code == 200
+    absent = (gone, "0" * 12, str(uuid4()), "f" * 36, "x")
+    told = set()
+    for method, end in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/rotate")):
+        for name in (probed, id_, key_id_of(admin), *absent):
+            body: Json | None = None if method == "GET" else {}
+            response = service.request(method, f"/api/v1/api-keys/{name}{end}", owner, json=body)
+            problem(response, 404, "Not found")
+            own = denial(service, owner, response)
+            told.add((own["reason"], own["explanation"], own["client_id"], own["key_id"]))
+    [(reason, _, client_id, key_id)] = told
+    assert (reason, client_id, key_id) == ("other_client", "looker", key_id_of(owner))
+    # To the platform all keys are its own, and what is not there is no more than that.
+    response = service.get(f"/api/v1/api-keys/{'0' * 12}", admin)
+    problem(response, 404, "Not found")
+    later = service.get("/api/v1/api-keys/x", owner)
+    denial(service, admin, later)
+    problem(service.get(f"{DENIALS}/{response.headers['x-request-id']}", admin), 404)
 
 
 def test_too_many_failures(tmp_path: Path) -> None:
