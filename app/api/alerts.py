@@ -1,6 +1,5 @@
 """GET /api/v1/alerts: suspicious activity, newest first."""
 
-import json
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,6 +13,8 @@ from app.api.body import read_query
 from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
 from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
 from app.api.openapi import documented
+from app.api.pages import render_page
+from app.api.reads import reading_of
 from app.api.schemas import ALERT_LIST, ALERT_PAGE
 from app.api.services import Services
 from app.api.throttle import limited
@@ -23,6 +24,7 @@ from app.logs.query import Cursors
 from app.logs.selection import parse_bound
 from app.logs.timestamp import BadTime
 from app.protect.alerts import AlertFilter, as_object, read_alerts
+from app.protect.models import Alert
 from app.protect.threats import RULES
 
 router = APIRouter(prefix="/api/v1/alerts", tags=["audit"])
@@ -73,17 +75,16 @@ async def list_alerts(request: Request, caller: Caller, opened: Opened) -> Respo
         after = (place.at, place.alert_id)
         wanted = wanted._replace(start=place.since, end=place.until, after=after)
 
+    def cursor_of(alert: Alert) -> str:
+        last = _Place(alert.at, alert.alert_id, wanted.start, wanted.end)
+        return opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
+
     def render() -> bytes:
         found = read_alerts(opened.activity, wanted)
-        page, cursor = found[: query.limit], None
-        if len(found) > query.limit:
-            last = _Place(page[-1].at, page[-1].alert_id, wanted.start, wanted.end)
-            cursor = opened.cursors.seal_place(bound, msgspec.msgpack.encode(last))
-        shown = [as_object(one) for one in page]
-        return json.dumps({"alerts": shown, "next_cursor": cursor}).encode()
+        return render_page("alerts", found, query.limit, show=as_object, cursor_of=cursor_of)
 
     # To the last byte in the thread, as lists of keys are.
-    body = await opened.reads.run(render)
+    body = await opened.reads.run(reading_of(caller), render)
     return Response(body, media_type="application/json")
 
 

@@ -78,7 +78,7 @@ async def create(request: Request, opened: Opened) -> Response:
     if caller.client_id is None and form.client_id is None and form.role != ADMIN:
         raise Invalid.parameter("client_id", "is required, but for role admin")
     by = author_of(request, opened, caller)
-    made = await _signing_key(opened, form.signing)
+    made = await _signing_key(opened, caller, form.signing)
     options: dict[str, Any] = {
         "key_hasher": opened.key_hasher,
         "create_client": caller.is_admin,
@@ -179,7 +179,7 @@ async def change(request: Request, id_or_key_id: str, opened: Opened) -> dict[st
     check_countries(form, known=opened.guard.knows_countries)
     changes, made = columns(form), None
     if form.signing is not UNSET:
-        made = await _signing_key(opened, form.signing)
+        made = await _signing_key(opened, caller, form.signing)
         changes |= NO_SIGNING_KEY if made is None else made.columns()
     return await _update(request, opened, caller, id_or_key_id, changes) | _secret_of(made)
 
@@ -273,11 +273,15 @@ def _made(shown: dict[str, Any], headers: dict[str, str] | None = None) -> Respo
     return Response(body, 201, headers, "application/json")
 
 
-async def _signing_key(opened: Services, asked: SigningKeyForm | None) -> NewSigningKey | None:
+async def _signing_key(
+    opened: Services, caller: Principal, asked: SigningKeyForm | None
+) -> NewSigningKey | None:
     """Make what a key is to sign with, in a thread: the first one loads the cipher."""
     if asked is None:
         return None
-    return await opened.reads.run(opened.signing_keys.make, asked.algorithm, asked.public_key)
+    return await opened.reads.run(
+        reading_of(caller), opened.signing_keys.make, asked.algorithm, asked.public_key
+    )
 
 
 def _secret_of(made: NewSigningKey | None) -> dict[str, Any]:
