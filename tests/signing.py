@@ -32,8 +32,11 @@ class Signer(NamedTuple):
     private_key: Ed25519PrivateKey | None = None
 
     @classmethod
-    def ed25519(cls) -> "Signer":
+    def ed25519(cls, seed: bytes | None = None) -> "Signer":
         """Make one with a private key of its own."""
+        # A seed where what is parametrized needs the same key in every process of the suite.
+        if seed is not None:
+            return cls(private_key=Ed25519PrivateKey.from_private_bytes(seed))
         return cls(private_key=Ed25519PrivateKey.generate())
 
     @staticmethod

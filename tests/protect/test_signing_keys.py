@@ -17,7 +17,7 @@ from tests.signing import Signer
 from tests.support import BY
 
 OLD, NEW = "an old secret of this suite", "a new secret of this suite"
-PEM = Signer.ed25519().public_key
+PEM = Signer.ed25519(bytes(range(32))).public_key
 RAW = parse_public_key(PEM)
 DER = b64decode("".join(PEM.splitlines()[1:-1]))
 
