@@ -5,6 +5,7 @@ of several files together and makes the table.
 """
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ DURATION_MS_MAX = 1e300
 # In memory at once; a table for people and dashboards is a thousand times smaller.
 GROUPS_MAX = 100_000
 GROUP_BYTES_MAX = 16 * 1024**2
-# Durations and runs of which each is held, 32 bytes, until percentiles and distinct runs are known.
+# Durations, of 8 bytes each, and runs, which are held until the table is made.
 VALUES_MAX = 2_000_000
 
 _BUCKET = re.compile(r"time:(\d{1,4})([mhd])", re.ASCII)
@@ -47,7 +48,7 @@ class Sums:
     errors: int = 0
     durations: int = 0
     duration_ms: float = 0.0
-    values_ms: list[float] = field(default_factory=list)
+    values_ms: "array[float]" = field(default_factory=lambda: array("d"))
     runs: set[Run | tuple[Run, Run]] = field(default_factory=set)
 
     def add(self, other: "Sums") -> None:
@@ -97,6 +98,13 @@ class Aggregation(Selection):
     def needs_values(self) -> bool:
         """Say whether each duration must be known, and not only their sum."""
         return any(_PERCENTILE.fullmatch(metric) for metric in self.metrics)
+
+    @property
+    def needs_sums(self) -> bool:
+        """Say whether anything is asked that each duration or run does not tell."""
+        return not all(
+            _PERCENTILE.fullmatch(metric) or metric == "distinct_runs" for metric in self.metrics
+        )
 
     @property
     def needs_runs(self) -> bool:

@@ -1,5 +1,6 @@
 """Exact percentiles, of many values without sorting them all. Pure."""
 
+from collections.abc import Sequence
 from math import floor, inf
 
 # Fewer are sorted in less time than it takes to pick from them.
@@ -9,7 +10,7 @@ _SAMPLE = 1_000
 _MARGIN = 50
 
 
-def percentile(values: list[float], percent: int) -> float | None:
+def percentile(values: Sequence[float], percent: int) -> float | None:
     """Interpolate between the two nearest values, as PERCENTILE_CONT of SQL does; None of none."""
     if not values:
         return None
@@ -19,7 +20,7 @@ def percentile(values: list[float], percent: int) -> float | None:
     return low + (high - low) * (at - rank)
 
 
-def _two_from(values: list[float], rank: int) -> tuple[float, float]:
+def _two_from(values: Sequence[float], rank: int) -> tuple[float, float]:
     """Return the value of a rank, counted from 0, and the next one; the last one twice."""
     if len(values) < PICKED_FROM:
         return _at(sorted(values), rank)
@@ -28,13 +29,14 @@ def _two_from(values: list[float], rank: int) -> tuple[float, float]:
     place = rank * len(sample) // len(values)
     least = sample[place - _MARGIN] if place >= _MARGIN else -inf
     most = sample[place + _MARGIN] if place + _MARGIN < len(sample) else inf
-    below = len([value for value in values if value < least])
-    band = sorted([value for value in values if least <= value <= most])
+    upper = [value for value in values if value >= least]  # few, of a high percentile
+    below = len(values) - len(upper)
+    band = sorted([value for value in upper if value <= most])
     is_last = rank == len(values) - 1
     if below <= rank and rank + 1 - is_last < below + len(band):
         return _at(band, rank - below)
     return _at(sorted(values), rank)  # they come in an order that misled the sample
 
 
-def _at(ordered: list[float], rank: int) -> tuple[float, float]:
+def _at(ordered: Sequence[float], rank: int) -> tuple[float, float]:
     return ordered[rank], ordered[min(rank + 1, len(ordered) - 1)]

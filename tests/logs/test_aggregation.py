@@ -1,5 +1,7 @@
 """Tests of app.logs.aggregation: what a table may hold; what it counts, the stores' tests tell."""
 
+from array import array
+
 import pytest
 
 from app.errors import Invalid
@@ -11,10 +13,10 @@ QUERY = Aggregation("acme", metrics=("p50_duration_ms",), dimensions=("workflow"
 def test_more_durations_than_memory_may_hold() -> None:
     """Percentiles of too many logs are refused by name, however many parts they come in."""
     groups = Groups(QUERY)
-    groups.add(("a",), Sums(values_ms=[1.0] * (VALUES_MAX // 2)))
-    groups.add(("b",), Sums(values_ms=[1.0] * (VALUES_MAX // 2)))
+    groups.add(("a",), Sums(values_ms=array("d", [1.0]) * (VALUES_MAX // 2)))
+    groups.add(("b",), Sums(values_ms=array("d", [1.0]) * (VALUES_MAX // 2)))
     with pytest.raises(Invalid) as refused:
-        groups.add(("a",), Sums(values_ms=[1.0]))
+        groups.add(("a",), Sums(values_ms=array("d", [1.0])))
     [fault] = refused.value.members["errors"]
     assert (fault["field"], str(VALUES_MAX) in fault["detail"]) == ("metrics", True)
 
@@ -22,7 +24,7 @@ def test_more_durations_than_memory_may_hold() -> None:
 def test_more_runs_than_memory_may_hold() -> None:
     """Runs count as durations do."""
     groups = Groups(QUERY)
-    groups.add(("a",), Sums(values_ms=[1.0] * VALUES_MAX))
+    groups.add(("a",), Sums(values_ms=array("d", [1.0]) * VALUES_MAX))
     with pytest.raises(Invalid):
         groups.add(("a",), Sums(runs={1}))
 

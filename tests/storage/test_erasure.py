@@ -261,11 +261,13 @@ async def test_blocks_are_packed_anew(tmp_path: Path) -> None:
         await append(store, "acme", *sent, day=DAYS[0])
     await store.erase("acme", Selection(filters={"status": ("FAILED",)}))
     db = sqlite3.connect(path)
-    count = "SELECT count(*), max(length(logs)) FROM blocks JOIN words USING (id) WHERE id > ?"
+    count = """SELECT count(*), max(length(logs))
+        FROM blocks JOIN words USING (id) JOIN durations USING (id) WHERE id > ?"""
     first = db.execute("SELECT min(id) FROM blocks").fetchone()
     [(blocks, size)] = db.execute(count, first).fetchall()
     assert blocks == 1
     assert db.execute("SELECT count(*) FROM stale").fetchone() == (2,)
+    assert db.execute("SELECT count(*) FROM durations").fetchone() == (2,)
     tidy(tmp_path / "logs", DAYS[0])
     [(blocks, size_after)] = db.execute(count, first).fetchall()
     assert (blocks, size_after < size) == (1, True)

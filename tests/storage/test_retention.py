@@ -325,7 +325,7 @@ def test_the_sealer_brings_no_file_back(tmp_path: Path) -> None:
     """What the sealer asks for a day whose file has gone is done with, without a new file."""
     files = DayFiles(tmp_path, WINDOW)
     assert not files.seal(Seal(1, DAY, 1, [], []))
-    for asked in (Scrub(2, DAY, {}), Rewrite(2, DAY, 1 << 32, 1, b"", b"")):
+    for asked in (Scrub(2, DAY, {}), Rewrite(2, DAY, 1 << 32, 1, b"", b"", None)):
         assert files.erase(asked) == Done([2])
     assert files.erase(Expire(3, DAY, "acme", ["default"], [], keeps_ids=True)) == Erased(3, [])
     assert files.erase(Retire(4, DAY, [])) == Erased(4, [])

@@ -15,7 +15,6 @@ import msgspec
 
 from app.logs.aggregation import (
     DIMENSIONS,
-    DURATION_MS_MAX,
     ERROR_STATUSES,
     GROUP_BYTES_MAX,
     GROUPS_MAX,
@@ -27,18 +26,16 @@ from app.logs.aggregation import (
     Sums,
     decode_counted,
     group_of,
-    run_of,
     too_many_groups,
 )
 from app.logs.identity import parse_id
 from app.logs.query import LogQuery
 from app.logs.timestamp import US_PER_MINUTE
-from app.storage.sqlite.block import run_hash
 from app.storage.sqlite.pages import read_page
+from app.storage.sqlite.samples import COUNTABLE, read_samples
 from app.storage.sqlite.sealing import US_PER_HOUR
 from app.storage.sqlite.sources import (
     Files,
-    conditions,
     instant_bounds,
     row_conditions,
     series_conditions,
@@ -48,18 +45,12 @@ from app.storage.sqlite.sources import (
 # Logs looked into at a time, where texts decide.
 PAGE_LOGS = 5000
 
-# Logs whose durations or runs are read in one step: the interpreter is held while they are decoded.
-STEP_LOGS = 65_536
-
 # What is around the names of a key in JSON, times and escapes, comes on top of them.
 _KEY_BYTES_MAX = 2 * GROUP_BYTES_MAX
 
 _decode_groups = msgspec.json.Decoder(
     list[tuple[list[str | int | None], int, int, int, float | None]]
 ).decode
-_decode_codes = msgspec.json.Decoder(list[int | tuple[int, int]]).decode
-_decode_values = msgspec.json.Decoder(list[float | None]).decode
-_decode_runs = msgspec.json.Decoder(list[int | str | None]).decode
 
 
 def read_table(files: Files, query: Aggregation) -> list[list[Cell]]:
@@ -71,10 +62,11 @@ def read_table(files: Files, query: Aggregation) -> list[list[Cell]]:
                 groups.add(key, sums)
         return groups.table()
     for day in files.days():
-        for key, sums in _of_columns(files, query, day):
-            groups.add(key, sums)
+        if query.needs_sums:
+            for key, sums in _of_columns(files, query, day):
+                groups.add(key, sums)
         if query.needs_values or query.needs_runs:
-            for key, sums in _each_of_columns(files, query, day):
+            for key, sums in read_samples(files, query, day):
                 groups.add(key, sums)
     return groups.table()
 
@@ -209,19 +201,11 @@ def _rows(  # noqa: PLR0913, PLR0917  # which rows, and what they count
     where = [_client(query), *row_conditions(query, run)]
     return f"""
         SELECT us, {logs} AS logs, duration_ms IS NOT NULL AS durations,
-            {_COUNTABLE} AS duration_ms, {_SERIES}
+            {COUNTABLE} AS duration_ms, {_SERIES}
         FROM clients c CROSS JOIN {table} l
             ON l.client = c.id AND (us, seq) >= ({low}) AND (us, seq) < ({high})
         CROSS JOIN series s ON s.id = l.series
         WHERE {" AND ".join(where)}"""
-
-
-# See countable_ms; min() of SQLite is null if one of two is.
-_COUNTABLE = f"min(CAST(duration_ms AS REAL), {DURATION_MS_MAX!r})"
-
-
-# Most are whole numbers, and to write a float as text takes ten times as long.
-_EACH = f"iif(typeof(duration_ms) = 'integer', duration_ms, {_COUNTABLE})"
 
 
 def _client(query: Aggregation) -> str:
@@ -241,112 +225,6 @@ def _values(query: Aggregation, span: _Span) -> dict[str, Any]:
         "first_us": span.first_hour * US_PER_HOUR,
         "last_us": span.last_hour * US_PER_HOUR,
     }
-
-
-# Where columns decide: durations and runs of which each counts.
-
-
-def _each_of_columns(files: Files, query: Aggregation, day: int) -> Iterator[tuple[Key, Sums]]:
-    """Yield the durations and runs of one file, some at a time.
-
-    SQL would sort all logs to group them, which takes ten times as long as to read them.
-    """
-    listed = "SELECT json_group_array(json_array(id, client_id)) FROM clients c WHERE "
-    [found] = (
-        files.db(day).execute(listed + _client(query), _values(query, _span(query))).fetchone()
-    )
-    for client, client_id in json.loads(found):
-        keys = _keys_of_series(files, query, day, client, client_id)
-        for table, run in (("logs", "run_id"), ("sealed", "run")):
-            yield from _each(files, query, _Rows(day, client, table, run, keys))
-
-
-class _Rows(NamedTuple):
-    """A client's rows in a table, and the dimensions of each of its series, but for the time."""
-
-    day: int
-    client: int
-    table: str
-    run: str
-    keys: dict[int, Key]
-
-
-def _keys_of_series(
-    files: Files, query: Aggregation, day: int, client: int, client_id: str
-) -> dict[int, Key]:
-    columns = [name for name in query.dimensions if name not in {TIME, "client_id"}]
-    [found] = (
-        files.db(day)
-        .execute(
-            f"""SELECT json_group_array(json_array({", ".join(["id", *columns])}))
-            FROM series WHERE client = ?""",
-            (client,),
-        )
-        .fetchone()
-    )
-    keys = {}
-    for series, *cells in json.loads(found):
-        named = dict(zip(columns, cells, strict=True)) | {"client_id": client_id, TIME: None}
-        keys[series] = tuple(named[name] for name in query.dimensions)
-    return keys
-
-
-def _each(files: Files, query: Aggregation, rows: _Rows) -> Iterator[tuple[Key, Sums]]:
-    """Yield the durations and runs of a table's rows, a step's at a time."""
-    low, high = instant_bounds(query)
-    width = query.bucket_minutes * US_PER_MINUTE
-    code = "series"
-    if TIME in query.dimensions:
-        code = f"json_array(series, us - ((us % {width}) + {width}) % {width})"
-    bound = {**values(query), "client": rows.client, "high_us": high[0], "high_seq": high[1]}
-    where = " AND ".join(("client = :client", *conditions(query, rows.run)))
-    after = "(us, seq) >= (:low_us, :low_seq)"
-    end: tuple[int, int] | None = low
-    while end is not None:
-        bound |= {"low_us": end[0], "low_seq": end[1]}
-        db = files.db(rows.day)  # each time, for it says when time is up
-        end = db.execute(
-            f"""SELECT us, seq FROM {rows.table} WHERE client = :client AND {after}
-            AND (us, seq) < (:high_us, :high_seq) ORDER BY us, seq LIMIT 1 OFFSET {STEP_LOGS}""",
-            bound,
-        ).fetchone()
-        if end is not None:
-            upper = {"high_us": end[0], "high_seq": end[1]}
-        else:
-            upper = {"high_us": high[0], "high_seq": high[1]}
-        codes, durations, runs = db.execute(
-            f"""SELECT json_group_array({code}),
-                {f"json_group_array({_EACH})" if query.needs_values else "NULL"},
-                {f"json_group_array({rows.run})" if query.needs_runs else "NULL"}
-            FROM {rows.table} WHERE {where} AND {after} AND (us, seq) < (:high_us, :high_seq)""",
-            {**bound, **upper},
-        ).fetchone()
-        yield from _gathered(query, rows, codes, durations, runs)
-
-
-def _gathered(
-    query: Aggregation, rows: _Rows, codes: str, durations: str | None, runs: str | None
-) -> Iterator[tuple[Key, Sums]]:
-    """Yield what belongs to each code: a series, and where time is asked for the bucket."""
-    decoded = _decode_codes(codes)
-    found: dict[int | tuple[int, int], Sums] = {code: Sums() for code in set(decoded)}
-    if durations is not None:
-        lists = {code: sums.values_ms for code, sums in found.items()}
-        for code, value in zip(decoded, _decode_values(durations), strict=True):
-            if value is not None:
-                lists[code].append(value)
-    if runs is not None:
-        for code, run in zip(decoded, _decode_runs(runs), strict=True):
-            if run is not None:
-                number = run_hash(run) if isinstance(run, str) else run
-                found[code].runs.add(run_of(query, rows.client, number))
-    for code, sums in found.items():
-        if isinstance(code, int):
-            yield rows.keys[code], sums
-        else:
-            key = rows.keys[code[0]]
-            at = query.dimensions.index(TIME)
-            yield (*key[:at], code[1], *key[at + 1 :]), sums
 
 
 # Where texts decide.

@@ -266,12 +266,13 @@ class DayFile:
                 [(client, *head, at << BLOCK_BITS | line) for line, head in enumerate(heads)],
             )
             self._db.execute("INSERT INTO blocks VALUES (?, ?)", (id_, block.logs))
+            times = (min(head[0] for head in heads), max(head[0] for head in heads))
             self._db.execute(
                 "INSERT INTO words VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    *(id_, min(head[0] for head in heads), max(head[0] for head in heads)),
-                    *(block.last_commit_no, block.words, block.first_commit_no),
-                ),
+                (id_, *times, block.last_commit_no, block.words, block.first_commit_no),
+            )
+            self._db.execute(
+                "INSERT INTO durations VALUES (?, ?, ?, ?)", (id_, *times, block.durations)
             )
         self._db.executemany(_ADD_HOUR, [(client, *hour) for hour in seal.hours])
 

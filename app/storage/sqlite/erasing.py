@@ -16,6 +16,7 @@ import msgspec
 from app.logs.aggregation import DURATION_MS_MAX, countable_ms
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BITS, BLOCK_LOGS, Lines, pack, words_of
+from app.storage.sqlite.durations import Durations
 from app.storage.sqlite.schema import CLIENT_SHIFT
 from app.storage.sqlite.wire import Key, Rewrite
 
@@ -128,7 +129,7 @@ def _mark_block(db: sqlite3.Connection, client: int, number: int) -> None:
     if _lines_left(db, id_):
         db.execute(_MARK, (id_,))
         return
-    for table in ("blocks", "words", "stale"):
+    for table in ("blocks", "words", "durations", "stale"):
         db.execute(f"DELETE FROM {table} WHERE id = ?", (id_,))
 
 
@@ -166,14 +167,17 @@ def find_stale(db: sqlite3.Connection) -> dict[int, int]:
 
 def build_rewrite(db: sqlite3.Connection, day: int, id_: int, erasures: int) -> Rewrite | None:
     """Pack a block anew, with nothing in the place of erased logs; None if it has gone."""
-    found = db.execute("SELECT logs FROM blocks WHERE id = ?", (id_,)).fetchone()
+    found = db.execute(
+        "SELECT logs, packed FROM blocks LEFT JOIN durations USING (id) WHERE id = ?", (id_,)
+    ).fetchone()
     if found is None:
         return None
     block = Lines(found[0])
     left = set(_lines_left(db, id_, BLOCK_LOGS))
     lines = [block[at] if at in left else b"" for at in range(len(block))]
     words = words_of(filter(None, lines))
-    return Rewrite(0, day, id_, erasures, pack(lines, list(block.commit_nos)), words)
+    durations = None if found[1] is None else Durations.unpack(found[1]).only(left).pack()
+    return Rewrite(0, day, id_, erasures, pack(lines, list(block.commit_nos)), words, durations)
 
 
 def rewrite_block(db: sqlite3.Connection, rewrite: Rewrite) -> bool:
@@ -188,6 +192,7 @@ def rewrite_block(db: sqlite3.Connection, rewrite: Rewrite) -> bool:
         return False
     db.execute("UPDATE blocks SET logs = ? WHERE id = ?", (rewrite.logs, rewrite.id))
     db.execute("UPDATE words SET words = ? WHERE id = ?", (rewrite.words, rewrite.id))
+    db.execute("UPDATE durations SET packed = ? WHERE id = ?", (rewrite.durations, rewrite.id))
     return True
 
 

@@ -106,7 +106,7 @@ class SqliteReader:
             return find_places(self.db(search.day), search)
 
     def stored_bytes(self, deadline: float) -> dict[str, int]:
-        """Return what the logs of each client take: blocks and their words, and waiting texts."""
+        """Return what the logs of each client take: blocks, their words, and waiting texts."""
         sums: dict[str, int] = {}
         with self._until(deadline):
             for day in self.days():
@@ -265,4 +265,5 @@ _STORED_BYTES = f"""
         (SELECT coalesce(sum({SIZE}), 0) FROM logs WHERE client = c.id)
         + (SELECT coalesce(sum(length(logs)), 0) FROM blocks WHERE id BETWEEN {_OF_CLIENT})
         + (SELECT coalesce(sum(length(words)), 0) FROM words WHERE id BETWEEN {_OF_CLIENT})
+        + (SELECT coalesce(sum(length(packed)), 0) FROM durations WHERE id BETWEEN {_OF_CLIENT})
     FROM clients c"""

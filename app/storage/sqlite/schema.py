@@ -116,23 +116,30 @@ CREATE_STATEMENTS: tuple[str, ...] = (
         UPDATE tallies SET logs = logs - OLD.logs WHERE {_OF_HOUR};
         DELETE FROM tallies WHERE {_OF_HOUR} AND logs = 0;
         END""",
+    # The durations in blocks, packed as durations.py says. Apart from the words, whose pages they
+    # would leave a quarter empty, and for every search to read.
+    """CREATE TABLE durations (
+        id INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
+        packed BLOB NOT NULL)""",
 )
 _FILL_TALLIES = """
     INSERT INTO tallies SELECT h.client, hour, dataset, status, sum(logs)
     FROM hours h CROSS JOIN series s ON s.id = h.series GROUP BY h.client, hour, dataset, status"""
-SCHEMA_VERSION = 4
-# What earlier versions lack. A block whose first commit is not known may hold any.
+SCHEMA_VERSION = 5
+# What earlier versions lack. A block whose first commit is not known may hold any; of one without
+# durations here, they are in `sealed`.
 _UPGRADES = {
     1: (
         "ALTER TABLE logs ADD COLUMN commit_no INTEGER NOT NULL DEFAULT 0",
-        *CREATE_STATEMENTS[-12:],
+        *CREATE_STATEMENTS[-13:],
     ),
     2: (
         "ALTER TABLE words ADD COLUMN first_commit_no INTEGER NOT NULL DEFAULT 0",
-        *CREATE_STATEMENTS[-7:],
+        *CREATE_STATEMENTS[-8:],
         _FILL_TALLIES,
     ),
-    3: (*CREATE_STATEMENTS[-4:], _FILL_TALLIES),
+    3: (*CREATE_STATEMENTS[-5:], _FILL_TALLIES),
+    4: CREATE_STATEMENTS[-1:],
 }
 CLIENT_SHIFT = 32
 

@@ -18,6 +18,7 @@ import msgspec
 from app.logs.aggregation import countable_ms
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BYTES_MAX, BLOCK_LOGS, pack, run_hash, words_of
+from app.storage.sqlite.durations import Durations
 from app.storage.sqlite.render import RENDER, SIZE
 from app.storage.sqlite.wire import Block, Head, Seal
 
@@ -182,7 +183,14 @@ def _block(logs: list[_Log]) -> Block:
     lines = [log.line for log in logs]
     commit_nos = [log.commit_no for log in logs]
     heads = [log.head for log in logs]
-    return Block(heads, pack(lines, commit_nos), words_of(lines), max(commit_nos), min(commit_nos))
+    durations = Durations.of(
+        (series, None if duration_ms is None else countable_ms(duration_ms))
+        for _, _, series, duration_ms, _, _ in heads
+    )
+    return Block(
+        *(heads, pack(lines, commit_nos), words_of(lines)),
+        *(max(commit_nos), min(commit_nos), durations.pack()),
+    )
 
 
 def _head(  # noqa: PLR0913, PLR0917  # the columns

@@ -79,6 +79,7 @@ class Block(msgspec.Struct, array_like=True):
     words: bytes
     last_commit_no: int
     first_commit_no: int
+    durations: bytes
 
 
 class Seal(msgspec.Struct, array_like=True, tag="s"):
@@ -155,6 +156,7 @@ class Rewrite(msgspec.Struct, array_like=True, tag="w"):
     erasures: int
     logs: bytes
     words: bytes
+    durations: bytes | None  # none of a block of an earlier version
 
 
 class Scrub(msgspec.Struct, array_like=True, tag="b"):

@@ -22,7 +22,7 @@ from tests.storage.batches import make_batch, record
 TABLES = {
     *("clients", "series", "logs", "usage", "idempotency"),
     *("sealed", "blocks", "words", "hours", "rejected", "stale", "expired_ids"),
-    "tallies",
+    *("tallies", "durations"),
 }
 # As it was before there were blocks.
 VERSION_1 = (
@@ -84,6 +84,29 @@ VERSION_3 = (
         client INTEGER NOT NULL, external_id TEXT NOT NULL, us INTEGER NOT NULL,
         seq INTEGER NOT NULL, PRIMARY KEY (client, external_id)) WITHOUT ROWID""",
     "PRAGMA user_version = 3",
+)
+_OF_HOUR = """client = OLD.client AND hour = OLD.hour
+    AND (dataset, status) = (SELECT dataset, status FROM series WHERE id = OLD.series)"""
+# What it was before durations were packed.
+VERSION_4 = (
+    *VERSION_3,
+    """CREATE TABLE tallies (
+        client INTEGER NOT NULL, hour INTEGER NOT NULL, dataset TEXT NOT NULL,
+        status TEXT NOT NULL, logs INTEGER NOT NULL,
+        PRIMARY KEY (client, hour, dataset, status)) WITHOUT ROWID""",
+    """CREATE TRIGGER hours_added AFTER INSERT ON hours BEGIN
+        INSERT INTO tallies SELECT NEW.client, NEW.hour, dataset, status, NEW.logs
+            FROM series WHERE id = NEW.series
+            ON CONFLICT DO UPDATE SET logs = logs + excluded.logs;
+        END""",
+    f"""CREATE TRIGGER hours_changed AFTER UPDATE OF logs ON hours BEGIN
+        UPDATE tallies SET logs = logs + NEW.logs - OLD.logs WHERE {_OF_HOUR};
+        END""",
+    f"""CREATE TRIGGER hours_removed AFTER DELETE ON hours BEGIN
+        UPDATE tallies SET logs = logs - OLD.logs WHERE {_OF_HOUR};
+        DELETE FROM tallies WHERE {_OF_HOUR} AND logs = 0;
+        END""",
+    "PRAGMA user_version = 4",
 )
 OLD_LOGS = (
     "INSERT INTO clients VALUES (1, 'acme')",
@@ -193,7 +216,10 @@ def _messages(directory: Path, query: LogQuery) -> list[str]:
     return [log["message"] for log in json.loads(f"[{page.logs}]")]
 
 
-@pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
+VERSIONS = [VERSION_1, VERSION_2, VERSION_3, VERSION_4]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["1", "2", "3", "4"])
 def test_a_file_of_an_earlier_version_is_upgraded(tmp_path: Path, version: tuple[str, ...]) -> None:
     """At the writer's start it gets what it lacks; its logs are read, sealed and known again."""
     day = 20_000

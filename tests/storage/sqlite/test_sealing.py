@@ -16,6 +16,7 @@ from app.logs.search import parse_search
 from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BYTES_MAX, BLOCK_LOGS, Lines
 from app.storage.sqlite.day import FREE_PAGES_MAX, VACUUM_PAGES, DayFile
+from app.storage.sqlite.durations import Durations
 from app.storage.sqlite.reader import SqliteReader
 from app.storage.sqlite.schema import CLIENT_SHIFT, day_path
 from app.storage.sqlite.sealing import (
@@ -179,10 +180,12 @@ def test_what_is_in_a_block(day: Day) -> None:
     assert (block.first_commit_no, block.last_commit_no) == (first, last)
     assert [head[3] for head in block.heads] == [1.5, 1.5, None]
     assert [head[5] for head in block.heads] == [None, None, "own"]
+    assert list(Durations.unpack(block.durations).lines()) == [(1, 1.5), (1, 1.5), (1, None)]
     day.seal()
-    assert day.ask("SELECT id, first_us, last_us FROM words") == [
-        (ACME.number << CLIENT_SHIFT, _at(0) * SECOND_US, _at(9) * SECOND_US)
-    ]
+    for table in ("words", "durations"):
+        assert day.ask(f"SELECT id, first_us, last_us FROM {table}") == [
+            (ACME.number << CLIENT_SHIFT, _at(0) * SECOND_US, _at(9) * SECOND_US)
+        ]
 
 
 def test_blocks_are_numbered_on(day: Day) -> None:
@@ -273,7 +276,7 @@ def test_hours_are_summed_once(day: Day) -> None:
 
 
 def _dump(day: Day) -> list[list[Any]]:
-    tables = ("logs", "sealed", "blocks", "words", "hours")
+    tables = ("logs", "sealed", "blocks", "words", "durations", "hours")
     return [day.ask(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
 
 

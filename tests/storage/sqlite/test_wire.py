@@ -47,7 +47,7 @@ QUESTIONS: tuple[Question, ...] = (
     Ping(3),
     Erase(4, 20_000, "acme", [(-1, 2**63 - 1)]),
     EraseRest(5, 20_000, "acme"),
-    Rewrite(6, 20_000, 1 << 32, 2, b"logs\x00", b"words"),
+    Rewrite(6, 20_000, 1 << 32, 2, b"logs\x00", b"words", None),
     Scrub(7, 20_000, {1 << 32: 1}),
     Expire(8, 20_000, "acme", ["default", None], [(-1, 2**63 - 1)], keeps_ids=True),
     Retire(9, 20_000, [("acme", "default"), ("acme", None)]),
