@@ -1,8 +1,8 @@
 """Each duration and run of the logs of a day file, for percentiles and distinct runs.
 
-Blocks hold their durations packed, which is what most questions are answered from: by them it takes
-a twentieth of the time that rows do. Rows tell of the logs that wait, of runs and times, of blocks
-of earlier versions, and of a client's logs while an erased one is still in a block.
+Blocks hold their durations packed, which is what most questions are answered from, in a sixth of
+the time that rows take. Rows tell of the logs that wait, of runs and times, and of a client's logs
+while one of its blocks is of an earlier version or still holds an erased log.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,41 +12,48 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.logs.aggregation import Cell, parse_aggregation
-from app.logs.identity import parse_id
+from app.logs.identity import ArrivalClock, parse_id
 from app.logs.query import LogQuery
 from app.storage.sqlite.erasing import WHOLE, build_rewrite, find_stale
 from app.storage.sqlite.samples import STEP_BLOCKS
 from app.storage.sqlite.schema import CLIENT_SHIFT, upgrade_day
 from app.storage.sqlite.sealing import Client
 from loadtests.records import Record, records
-from tests.storage.batches import record
+from tests.storage.batches import make_batch, record
 from tests.storage.sqlite.test_sealing import ACME, DAY, Day
 
 NOW_US = 1_800_000_000_000_000
 METRICS = ["p50_duration_ms", "p95_duration_ms", "p99_duration_ms"]
+# Some within one microsecond, for which the bounds of blocks are too coarse.
 TIMES = (
+    "0001-01-01T00:00:00Z",
     "2026-06-01T12:00:00Z",
     "2026-06-01T12:00:00.000000001Z",
     "2026-06-01T12:00:00.000000999Z",
     "2026-06-01T12:00:00.000001Z",
     "2026-06-02T00:00:00Z",
-    "0001-01-01T00:00:00Z",
     "9999-12-31T23:59:59.999999999Z",
 )
 DURATIONS = (None, 0, 1, 2.5, 0.1 + 0.2, 1 / 3, 2**53 + 1, 2**63, 10**400, 1e300, 1.7e308, 5e-324)
 
 Table = list[list[Cell]]
 
-some_logs = st.lists(
-    st.fixed_dictionaries(
+
+def _logs_at(times: Sequence[str]) -> st.SearchStrategy[list[Record]]:
+    fields = st.fixed_dictionaries(
         {
-            "executed_at": st.sampled_from(TIMES),
+            "executed_at": st.sampled_from(times),
             "duration_ms": st.sampled_from(DURATIONS),
             "status": st.sampled_from(["SUCCESS", "FAILED"]),
             "workflow": st.sampled_from([None, "sync"]),
         }
-    ).map(lambda fields: record(**fields)),
-    max_size=12,
+    )
+    return st.lists(fields.map(lambda one: record(**one)), max_size=8)
+
+
+# Of few neighbouring times, so that blocks begin and end where questions do.
+some_logs = st.tuples(st.integers(0, len(TIMES) - 2), st.integers(1, 3)).flatmap(
+    lambda span: _logs_at(TIMES[span[0] : sum(span)])
 )
 some_questions = st.fixed_dictionaries(
     {
@@ -59,7 +66,7 @@ some_questions = st.fixed_dictionaries(
         "filters": st.sampled_from(
             [
                 {"status": "FAILED"},
-                *({"min_duration_ms": least} for least in ("0", "0.3", "1", "1e300", "1.1e300")),
+                *({"min_duration_ms": least} for least in ("0.3", "1", "1e300", "1.1e300")),
             ]
         ),
     },
@@ -121,7 +128,7 @@ def test_blocks_tell_what_rows_do(day: Day) -> None:
         st.lists(some_logs, min_size=1, max_size=3),
         some_logs,
         some_questions,
-        st.lists(st.booleans(), max_size=36),
+        st.lists(st.booleans(), max_size=36) | st.just([True] * 36),
     )
     def check(
         sealed: list[list[Record]],
@@ -130,7 +137,7 @@ def test_blocks_tell_what_rows_do(day: Day) -> None:
         chosen: list[bool],
     ) -> None:
         name = f"client-{next(numbers)}"
-        day.store(record(status="SUCCESS"), client=name)
+        day.file.commit([make_batch(ArrivalClock(), name, [], day=DAY)])
         [(number,)] = day.ask(f"SELECT id FROM clients WHERE client_id = '{name}'")
         client = Client(number, name)
         for logs in sealed:
@@ -139,6 +146,7 @@ def test_blocks_tell_what_rows_do(day: Day) -> None:
         day.store(*waiting, client=name)
         assert _table(day, name, question) == _by_rows(day, client, question)
         _erase(day, name, chosen)
+        assert day.ask("SELECT id FROM durations EXCEPT SELECT id FROM blocks") == []
         before = _table(day, name, question)
         assert before == _by_rows(day, client, question)
         _rewrite(day)
@@ -169,6 +177,16 @@ def test_rows_of_sealed_logs_are_not_read(day: Day, bounds: dict[str, str]) -> N
     _blinded(day)
     assert _table(day, "acme", question) == want
     assert _by_rows(day, ACME, question) != want
+
+
+def test_durations_beyond_all_that_are_told_apart(day: Day) -> None:
+    """A filter by more than durations are counted as finds those that are longer, and no others."""
+    day.store(*(record(duration_ms=one) for one in (1, 10**299, 10**301, 10**400)))
+    day.seal(ACME)
+    for least, want in (("1e299", 1e300), ("1e301", 1e300), ("1e302", 1e300)):
+        filters = {"min_duration_ms": least}
+        rows = _table(day, "acme", {"metrics": ["p99_duration_ms", "count"], "filters": filters})
+        assert rows == [[want, {"1e299": 3, "1e301": 2, "1e302": 1}[least]]]
 
 
 def test_more_blocks_than_a_step(day: Day) -> None:
