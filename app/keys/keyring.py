@@ -90,6 +90,8 @@ class Keyring:
         self._shadowed: set[tuple[str, str]] = set()
         # None = unknown since the last change: then each well-formed key costs a read.
         self._live: Live | None = None
+        # In place of a row that is not there: the verifier of a key that nobody has.
+        self._nobody = f"{peppers.make_keyed(secrets.token_hex())} []"
         self._reads_unlisted = 0
 
         self._watch = watch or _watch_of(engine)
@@ -137,7 +139,7 @@ class Keyring:
             raise InvalidKey(code="malformed_key") from None
         # 1 µs a pepper, and only where it is needed: a key of ours names its own row.
         tags = [] if parsed else list(self._peppers.lookup_tags(token))
-        candidates = self._candidates(parsed, tags)
+        candidates = self._candidates(token, parsed, tags)
         for candidate in candidates:
             verifier = candidate.key.verifier or ""
             if is_argon2(verifier) or not candidate.is_usable():
@@ -249,7 +251,9 @@ class Keyring:
             raise StorageUnavailable(self._gone)
         return self._records
 
-    def _candidates(self, parsed: ParsedToken | None, tags: list[str]) -> list[Candidate]:
+    def _candidates(
+        self, token: str, parsed: ParsedToken | None, tags: list[str]
+    ) -> list[Candidate]:
         """Find what the key may be, reading the database only for what may be there.
 
         Rows come first: where the settings have a key that is stored too, its row decides, or who
@@ -257,9 +261,15 @@ class Keyring:
         """
         stored: list[Candidate] = []
         if parsed is not None:
-            configured = self._configured.by_token_id(parsed.key_id)
-            find = self._stored.by_key_id if configured else self._by_key_id
-            stored = find(parsed.key_id)
+            configured = [
+                record
+                for record in self._configured.by_token_id(parsed.key_id)
+                if self._may_match(record.verifier or "", token)
+            ]
+            if configured:
+                stored = self._stored.by_key_id(parsed.key_id)
+            else:
+                stored = self._by_key_id(parsed.key_id, token)
         else:
             configured = self._configured.by_tags(tags)
             if configured or self._live is None or not self._live.lookup_tags.isdisjoint(tags):
@@ -289,13 +299,22 @@ class Keyring:
                     "which was deleted" if key.deleted_at else "which decides",
                 )
 
-    def _by_key_id(self, key_id: str) -> list[Candidate]:
+    def _by_key_id(self, key_id: str, token: str) -> list[Candidate]:
+        """Find the key of this public id; of the listed ones only if it is the one."""
         if self._live is None:
             return self._stored.by_key_id(key_id)
         row = self._live.rows.get(key_id)
-        if row is None:
+        if not row and row is not None:
+            return self._stored.by_key_id(key_id)
+        # Before the row is taken apart, and for ids that are none of ours too: the time that a
+        # refusal takes is not to tell which ids are live.
+        verifier, _, columns = (self._nobody if row is None else row).partition(" ")
+        if not self._may_match(verifier, token) or row is None:
             return []
-        return [self._records.candidate(row)] if row else self._stored.by_key_id(key_id)
+        return [self._records.candidate(columns)]
+
+    def _may_match(self, verifier: str, token: str) -> bool:
+        return is_argon2(verifier) or self._peppers.verify(verifier, token)
 
     def _with_client(self, record: KeyRecord) -> Candidate:
         """Read the client of a key that is not a row."""

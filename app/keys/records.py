@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, case, func, select
 from sqlmodel import col
 
 from app.keys.database import translated_faults, writing
@@ -123,7 +123,8 @@ class Candidate(NamedTuple):
 class Live(NamedTuple):
     """The keys that could be used at all: what is not among them is garbage, without a read.
 
-    A row is text for `Records.candidate`, or empty where it has to be read.
+    A row is its verifier, a space, and text for `Records.candidate`, or empty where it has to be
+    read.
     """
 
     rows: Mapping[str, str]  # by key_id
@@ -179,8 +180,17 @@ def _live(line: ColumnElement[str]) -> Select[Any]:
 
 
 _LIVE_IDS = _live(col(ApiKey.key_id) + " ")
-# What JSON makes of SQLite's values is what the driver would give; JSON text has no line breaks.
-_LIVE_ROWS = _live(col(ApiKey.key_id) + " " + func.json_array(*_CANDIDATES.selected_columns))
+# What JSON makes of SQLite's values is what the driver would give; JSON text has no line breaks. A
+# verifier has none either, nor spaces, unless somebody wrote it into the row.
+_IS_ODD = col(ApiKey.verifier).op("GLOB")("*[^!-~]*")
+_LIVE_ROWS = _live(
+    col(ApiKey.key_id)
+    + " "
+    + case(
+        (_IS_ODD, ""),
+        else_=col(ApiKey.verifier) + " " + func.json_array(*_CANDIDATES.selected_columns),
+    )
+)
 
 
 class Records:
@@ -223,7 +233,7 @@ class Records:
         return Live(rows, frozenset(lookup_tags))
 
     def candidate(self, row: str) -> Candidate:
-        """Read a row of the live list."""
+        """Read the text of a row of the live list."""
         values = zip(json.loads(row), self._from_driver, strict=True)
         return _candidate([read(value) if read else value for value, read in values])
 

@@ -53,11 +53,12 @@ class CountingPeppers(Peppers):
 
     def __init__(self, *secrets: str, delay_s: float = 0) -> None:
         super().__init__(secrets or [SECRET])
-        self.argon2_calls = 0
+        self.argon2_calls = self.verified = 0
         self.delay_s = delay_s
 
     def verify(self, verifier: str, token: str) -> bool:
         """Count, wait, verify."""
+        self.verified += 1
         if verifier.startswith("$argon2id$"):
             self.argon2_calls += 1
             time.sleep(self.delay_s)
@@ -469,6 +470,42 @@ def test_garbage_costs_no_read_once_the_live_keys_are_known(
         _, token = _make(engine, peppers)
         await asyncio.sleep(0)
         assert await keyring.resolve(token)
+
+    _run(main)
+
+
+def test_a_wrong_secret_is_refused_as_an_unknown_id_is(
+    engine: Engine, make_keyring: KeyringFactory
+) -> None:
+    """Of a listed key a wrong secret is held against the verifier alone, as a made-up id is."""
+    peppers = CountingPeppers()
+    key, token = _make(engine, peppers)
+    odd, _ = _make(engine, peppers)
+    _alter(engine, odd, verifier="not of\nours")
+    keyring = make_keyring(peppers=peppers)
+
+    async def main() -> None:
+        await _listed(keyring)
+        assert keyring._live is not None  # noqa: SLF001
+        rows = keyring._live.rows  # noqa: SLF001
+        assert rows.keys() == {key.key_id, odd.key_id}
+        # With columns that cannot be read: who gets as far as to them is not refused.
+        unreadable = {name: row.partition(" ")[0] + " {" for name, row in rows.items()}
+        keyring._live = keyring._live._replace(rows=unreadable)  # noqa: SLF001
+        reads = _count_reads(engine)
+        verified = []
+        for refused in (_forged(key), mint("cl_live", "acme").text):
+            before = peppers.verified
+            with pytest.raises(InvalidKey):
+                await keyring.resolve(refused)
+            verified.append(peppers.verified - before)
+        assert (verified, reads) == ([1, 1], [])
+        with pytest.raises(ValueError, match="Expecting"):
+            await keyring.resolve(token)
+        keyring._live = keyring._live._replace(rows=rows)  # noqa: SLF001
+        with pytest.raises(InvalidKey):
+            await keyring.resolve(_forged(odd))  # a row like that is read by itself
+        assert len(reads) == 1
 
     _run(main)
 
