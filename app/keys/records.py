@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, case, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, case, func, or_, select
 from sqlmodel import col
 
 from app.keys.database import translated_faults, writing
@@ -19,6 +19,10 @@ from app.keys.signing import Signing
 
 # A statement of the live list: the interpreter is held for about 0.2 ms to take one apart.
 LIVE_STEP_ROWS = 1_000
+# Of the rows that the list holds, about: 50,000 as they mostly are. One with very many datasets may
+# have 80 kB, and is read when it is used, so that no statement gives more than some MB either.
+LIVE_BYTES_MAX = 32 * 1024**2
+LIVE_ROW_LISTS_LENGTH_MAX = 2_000
 
 
 class KeyRecord(NamedTuple):
@@ -182,12 +186,16 @@ def _live(line: ColumnElement[str]) -> Select[Any]:
 _LIVE_IDS = _live(col(ApiKey.key_id) + " ")
 # What JSON makes of SQLite's values is what the driver would give; JSON text has no line breaks. A
 # verifier has none either, nor spaces, unless somebody wrote it into the row.
-_IS_ODD = col(ApiKey.verifier).op("GLOB")("*[^!-~]*")
+_LISTS = ("scopes", "allowed_datasets", "allowed_cidrs", "allowed_countries", "allowed_hours")
+_LISTS_LENGTH: Any = sum(
+    func.coalesce(func.length(col(getattr(ApiKey, name))), 0) for name in _LISTS
+)
+_IS_ODD = col(ApiKey.verifier).bool_op("GLOB")("*[^!-~]*")
 _LIVE_ROWS = _live(
     col(ApiKey.key_id)
     + " "
     + case(
-        (_IS_ODD, ""),
+        (or_(_IS_ODD, _LISTS_LENGTH > LIVE_ROW_LISTS_LENGTH_MAX), ""),
         else_=col(ApiKey.verifier) + " " + func.json_array(*_CANDIDATES.selected_columns),
     )
 )
@@ -196,8 +204,11 @@ _LIVE_ROWS = _live(
 class Records:
     """The reads and the one write of authentication; StorageUnavailable if the database fails."""
 
-    def __init__(self, engine: Engine, live_rows_max: int) -> None:
+    def __init__(
+        self, engine: Engine, live_rows_max: int, live_bytes_max: int = LIVE_BYTES_MAX
+    ) -> None:
         self._engine = engine
+        self._live_bytes_max = live_bytes_max
         dialect = engine.dialect
         # Elsewhere JSON looks different; there the list holds the ids alone.
         self._live_rows_max = live_rows_max if dialect.name == "sqlite" else 0
@@ -224,10 +235,13 @@ class Records:
         rows: dict[str, str] = {}
         lookup_tags: set[str] = set()
         after: str | None = ""
+        length = 0
         with translated_faults(), self._engine.connect() as connection:
             while after is not None:
-                statement = _LIVE_ROWS if len(rows) < self._live_rows_max else _LIVE_IDS
+                is_full = len(rows) >= self._live_rows_max or length > self._live_bytes_max
+                statement = _LIVE_IDS if is_full else _LIVE_ROWS
                 after, tags, lines = connection.execute(statement, {"after": after}).one()
+                length += len(lines or "")
                 lookup_tags.update(tags.split(",") if tags else ())
                 rows.update(line.split(" ", 1) for line in (lines.split("\n") if lines else ()))
         return Live(rows, frozenset(lookup_tags))

@@ -30,7 +30,7 @@ from app.keys.keyring import READS_UNLISTED_MAX, Keyring
 from app.keys.lifecycle import deactivate_key, delete_key
 from app.keys.models import ApiKey, Client
 from app.keys.principal import Limits
-from app.keys.records import LIVE_STEP_ROWS
+from app.keys.records import LIVE_BYTES_MAX, LIVE_STEP_ROWS, Records
 from app.keys.registry import create_key, new_key
 from app.keys.restrictions import parse_hours
 from app.keys.token import base62, mint
@@ -520,6 +520,35 @@ async def _until_listed(keyring: Keyring) -> None:
     async with asyncio.timeout(20):
         while keyring._live is None:  # noqa: ASYNC110, SLF001  # nothing tells when it is there
             await asyncio.sleep(0.01)
+
+
+def test_the_list_of_live_keys_is_bounded_in_bytes(
+    engine: Engine, peppers: Peppers, make_keyring: KeyringFactory
+) -> None:
+    """Of a key with very many datasets, and of keys beyond the bound, it has the ids alone."""
+    _, token = _make(engine, peppers, allowed_datasets=[f"{n:03}{'d' * 60}" for n in range(1_000)])
+    count = LIVE_STEP_ROWS + 5
+    with writing(engine) as session:
+        more = [new_key(peppers, "auto", client_id="acme", name="x") for _ in range(count)]
+        session.add_all([key for key, _ in more])
+    for bytes_max, listed in (
+        (LIVE_BYTES_MAX, {count}),
+        (1_000, {LIVE_STEP_ROWS - 1, LIVE_STEP_ROWS}),
+    ):
+        rows = Records(engine, 50_000, bytes_max).live().rows
+        assert len(rows) == count + 1
+        whole = [row for row in rows.values() if row]
+        assert len(whole) in listed
+        assert max(map(len, whole)) < 1_000
+    keyring = make_keyring()
+
+    async def main() -> None:
+        await _listed(keyring)
+        principal = await keyring.resolve(token)
+        assert len(principal.allowed_datasets or ()) == 1_000
+        assert await keyring.resolve(more[0][1])
+
+    _run(main)
 
 
 @pytest.mark.parametrize("live_rows_max", [100, 0], ids=["listed", "beyond what is listed"])
