@@ -67,6 +67,7 @@ from app.logs.decode import DecodeLimits
 from app.logs.place import Places
 from app.logs.query import Cursors
 from app.logs.tail import Tails
+from app.pool import BoundedPool
 from app.protect.alerts import AlertLog, Policy
 from app.protect.blocks import Blocks
 from app.protect.countries import Countries
@@ -124,9 +125,7 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
     peppers = Peppers(secrets)
     engine = open_current(settings.database_url, settings.data_dir)
     stack.callback(engine.dispose)
-    reads, use_reads, writes, receipts = Reads(), UseReads(), Writes(), open_receipts()
-    for pool in (reads, use_reads, writes, receipts):
-        stack.callback(pool.close)
+    pools = _open_pools(stack)
     activity = open_activity(engine)
     stack.callback(activity.dispose)
     books, seals = books_of(engine, activity), chain_keys(secrets)
@@ -172,16 +171,30 @@ async def _open(settings: Settings, stack: AsyncExitStack) -> _Opened:
         engine=engine,
         seals=seals,
         books=books,
-        reads=reads,
-        use_reads=use_reads,
-        writes=writes,
-        receipts=receipts,
+        **pools,
         activity=activity,
         peppers=peppers,
         key_hasher=settings.key_hasher,
+        keys_per_client_max=settings.keys_per_client_max,
         rotation_policy=RotationPolicy(settings.rotation_days_live, settings.rotation_days_test),
     )
     return services, ingest, _open_prompt(intake)
+
+
+class _Pools(TypedDict):
+    """Where routes wait for the control database."""
+
+    reads: Reads
+    use_reads: UseReads
+    writes: Writes
+    receipts: BoundedPool
+
+
+def _open_pools(stack: AsyncExitStack) -> _Pools:
+    pools = _Pools(reads=Reads(), use_reads=UseReads(), writes=Writes(), receipts=open_receipts())
+    for pool in (pools["reads"], pools["use_reads"], pools["writes"], pools["receipts"]):
+        stack.callback(pool.close)
+    return pools
 
 
 class _Background(Protocol):

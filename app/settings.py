@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     # A key that is older is due for rotation; 0 = never.
     rotation_days_live: Annotated[int, Field(ge=0, le=36_500)] = 90
     rotation_days_test: Annotated[int, Field(ge=0, le=36_500)] = 30
+    # In use, as far as the API makes them: every worker reads the keys of all clients after each
+    # change of anybody's, and no client's own administrator is to make that long.
+    keys_per_client_max: Count = 1_000
     # Of one key on the routes of keys and clients, each route by itself.
     management_requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] = 600
     smtp_timeout_s: Seconds = 20

@@ -14,6 +14,7 @@ def author_of(request: Request, opened: Services, caller: Principal) -> Author:
         asker=opened.authenticator.asker(caller),
         origin=origin_of(request, opened),
         restrict=opened.guard.check_anew,
+        keys_max=opened.keys_per_client_max,
     )
 
 

@@ -79,4 +79,5 @@ class Services(Gate):
     signing_keys: SigningKeys
     key_hasher: str
     rotation_policy: RotationPolicy
+    keys_per_client_max: int  # 0 = any number
     exports: Exports = field(default_factory=Exports)

@@ -90,7 +90,8 @@ class Author:
 
     Without an asker it is the operator, who may do everything, or the service itself: `name` says
     which command or what else. With one, its key_id stands in the record, and `restrict` holds it
-    to its restrictions at the address of its origin, in any thread.
+    to its restrictions at the address of its origin, in any thread. `keys_max`: how many keys in
+    use a client may have for it to make one more, 0 = any number.
     """
 
     seals: ChainKeys
@@ -98,6 +99,7 @@ class Author:
     asker: Asker | None = None
     origin: Origin = NOWHERE
     restrict: Callable[[Principal, str], None] = check_restrictions
+    keys_max: int = 0
 
     def __post_init__(self) -> None:
         assert self.actor  # noqa: S101  # nothing is done by nobody

@@ -28,7 +28,7 @@ from app.keys.faults import check_key
 from app.keys.models import LIMIT_NAMES, ApiKey
 from app.keys.principal import UNLIMITED, Principal
 from app.keys.records import Candidate, KeyRecord
-from app.keys.registry import IMPORTED, find_key, give_token
+from app.keys.registry import IMPORTED, check_room, find_key, give_token
 from app.keys.restrictions import ENFORCE
 from app.keys.signing import HMAC_SHA256, NewSecret
 from app.keys.verifier import Peppers
@@ -89,7 +89,10 @@ def update_key(
         is_on = key.is_active and not key.has_ended
         # Who replaces what a key signs with takes the key over, if it has the key's text as well.
         is_taken = None not in {signed_with, key.signing_key} and signed_with != key.signing_key
-        check_change(principal, before, key, revived=(was_off and is_on) or is_taken)
+        is_revived = was_off and is_on
+        check_change(principal, before, key, revived=is_revived or is_taken)
+        if is_revived:
+            check_room(session, key.client_id, by=by, is_rotated=key.rotated_to is not None)
         if key.expires_at != given_until:
             # By itself: the grace that ends the key sooner goes when its rotation is undone.
             check_life(principal, key.expires_at, given_until)
@@ -147,6 +150,8 @@ def replace_key(  # noqa: PLR0913  # see create_key
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
     old = find_key(session, id_or_key_id, asker)
     now = utc_now()
+    if grace_s:
+        check_room(session, old.client_id, by=by, is_rotated=True)
     if old.rotated_to is not None:
         raise Conflict("The key has been rotated already")
     if not old.is_active or old.has_ended:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, Required, TypedDict, Unpack
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, delete
+from sqlalchemy import ColumnElement, Engine, delete, func
 from sqlmodel import Session, col, select
 
 from app.columns import utc_now
@@ -97,7 +97,8 @@ def create_key(  # noqa: PLR0913 (its parts, and who asks in which way)
 
     Or find the key that the same request made, as `once` tells: then the text is empty. Raises
     Invalid, naming each bad field, NotFound for an unknown client unless `create_client` asks to
-    make it, Forbidden for what is beyond the asker, and Conflict if that key was deleted since.
+    make it, Forbidden for what is beyond the asker, and Conflict if that key was deleted since, or
+    there are too many.
     """
     with writing_for(engine, by) as (session, principal):
         return make_key(
@@ -209,16 +210,46 @@ def add_key(
     create_client: bool,
     action: str = "key.created",
 ) -> None:
-    """Store the row that `new_key` made, in the caller's transaction; NotFound as `create_key`."""
+    """Store the row that `new_key` made, in the caller's transaction; raises as `create_key`."""
     if key.client_id is not None:
         if create_client:
             add_client(session, key.client_id, by=by)
         else:
             find_client(session, key.client_id)
+    check_room(session, key.client_id, by=by)
     session.add(key)
     made = changes_of(key)
     session.flush()  # so that other rows of the transaction can name it
     by.record(session, action, key, made)
+
+
+def check_room(
+    session: Session, client_id: str | None, *, by: Author, is_rotated: bool = False
+) -> None:
+    """Raise Conflict if a client (None: the platform) has as many keys in use as it may.
+
+    Every worker reads all keys in use after each change. Those in the grace of their rotation are
+    counted by themselves: who has as many keys as may be must still be able to replace each.
+    """
+    if not by.keys_max:
+        return
+    now, rotated_to = utc_now(), col(ApiKey.rotated_to)
+    in_use = [
+        col(ApiKey.client_id) == client_id,
+        col(ApiKey.is_active),
+        col(ApiKey.deleted_at).is_(None),
+        col(ApiKey.expires_at).is_(None) | (col(ApiKey.expires_at) > now),
+        col(ApiKey.grace_until).is_(None) | (col(ApiKey.grace_until) > now),
+        rotated_to.is_not(None) if is_rotated else rotated_to.is_(None),
+    ]
+    with session.no_autoflush:  # as it was before
+        found = session.exec(select(func.count()).select_from(ApiKey).where(*in_use)).one()
+    if found >= by.keys_max:
+        what = "in the grace of their rotation" if is_rotated else "in use"
+        raise Conflict(
+            f"There are {found} keys {what}, and no more than {by.keys_max} may be: "
+            "deactivate or delete those that are not needed"
+        )
 
 
 def _forget_old(session: Session) -> None:

@@ -643,6 +643,40 @@ def test_off_although_uses_cannot_be_read(tmp_path: Path) -> None:
         assert not works(service, key)
 
 
+def test_409_too_many_keys(tmp_path: Path) -> None:
+    """A client has so many keys in use and no more, whoever asks; each may still be replaced."""
+    with running(tmp_path, keys_per_client_max=3) as service:
+        admin, owner = service.key(None, name="admin"), service.key("acme", role="owner")
+        one, two = make(service, owner), make(service, admin, client_id="acme")
+        ended = {"name": "x", "expires_at": later(1 / 86_400)}
+        for asker in (owner, admin):
+            refused = ask(service, "POST", KEYS, asker, ended | {"client_id": "acme"})
+            assert "no more than 3" in problem(refused, 409)["detail"]
+        make(service, admin, client_id="other")
+        # Off it is not counted, and on again it is.
+        path = f"{KEYS}/{one['key_id']}"
+        assert ask(service, "POST", f"{path}/deactivate", owner).status_code == 200
+        brief = make(service, owner, **ended)
+        for how in (("POST", f"{path}/activate", None), ("PATCH", path, {"is_active": True})):
+            problem(ask(service, how[0], how[1], owner, how[2]), 409)
+        eventually(lambda: works(service, brief["key"]), lambda working: not working)
+        assert ask(service, "POST", f"{path}/activate", owner).status_code == 200
+        # Its end put later would be one more.
+        path = f"{KEYS}/{brief['key_id']}"
+        problem(ask(service, "PATCH", path, owner, {"expires_at": None}), 409)
+        # A chain of rotations is as long as the list of keys, each with its grace.
+        newest = two["key_id"]
+        for _ in range(3):
+            answer = ask(service, "POST", f"{KEYS}/{newest}/rotate", owner)
+            assert answer.status_code == 201, answer.text
+            newest = answer.json()["key_id"]
+        refused = ask(service, "POST", f"{KEYS}/{newest}/rotate", owner)
+        assert "grace" in problem(refused, 409)["detail"]
+        at_once = {"grace_seconds": 0}
+        assert ask(service, "POST", f"{KEYS}/{newest}/rotate", owner, at_once).status_code == 201
+        service.key("acme")  # the operator is not bound
+
+
 # Rotation.
 
 
