@@ -10,13 +10,27 @@ A new row is one function with the `bench` decorator, in a module that is named 
 import argparse
 import sys
 
-from loadtests import bench_history, bench_keys, bench_limits, bench_logs, bench_queries
+from loadtests import (
+    bench_history,
+    bench_keys,
+    bench_limits,
+    bench_logs,
+    bench_protection,
+    bench_queries,
+)
 from loadtests.http_client import LoadError
 from loadtests.lab import BENCHES, Lab, Row, render, write_results
 from loadtests.server import ServerError
 
 # Each registers its rows.
-MODULES = (bench_logs, bench_keys, bench_queries, bench_history, bench_limits)
+MODULES = (
+    bench_logs,
+    bench_keys,
+    bench_protection,
+    bench_queries,
+    bench_history,
+    bench_limits,
+)
 
 
 def main() -> int:

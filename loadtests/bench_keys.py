@@ -6,12 +6,14 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from app.activity.database import open_activity
 from app.activity.uses import record
 from app.edge.auth import Authenticator
+from app.edge.guard import Guard
 from app.edge.local_limits import LocalFailures, LocalLimiter
 from app.edge.sightings import Sightings
 from app.keys.bootstrap import open_secrets
@@ -50,12 +52,25 @@ def authentication(lab: Lab) -> Row:
 
     The check is counted in full, though a turn of the event loop shares one.
     """
+    return _timed(lab, "authenticate, limit and note a key in use")
+
+
+@bench("auth-restricted")
+def restricted(lab: Lab) -> Row:
+    """Do the same for a key that is restricted to networks and datasets, and hold it to them."""
+    name = "the same of a key restricted to networks and datasets"
+    networks = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "127.0.0.0/8"]
+    return _timed(lab, name, allowed_cidrs=networks, allowed_datasets=["orders", "default"])
+
+
+def _timed(lab: Lab, name: str, **restrictions: list[str]) -> Row:
     directory = lab.directory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        rounds = runner.run(_authenticate(directory, rounds=3 if lab.quick else 9))
+        count = 3 if lab.quick else 9
+        rounds = runner.run(_authenticate(directory, count, restrictions))
     median_us = statistics.median(rounds)
     return Row(
-        name="authenticate, limit and note a key in use",
+        name=name,
         figure=f"{median_us:.1f} us",
         baseline=f"{min(rounds):.1f} to {max(rounds):.1f} us",
         goal=f"<= {AUTH_US_MAX:.0f} us",
@@ -64,21 +79,24 @@ def authentication(lab: Lab) -> Row:
     )
 
 
-async def _authenticate(directory: Path, rounds: int) -> list[float]:
+async def _authenticate(
+    directory: Path, rounds: int, restrictions: dict[str, list[str]]
+) -> list[float]:
     """Give the time of a request, in us, of each round."""
     engine = open_current("", directory)
     secrets = open_secrets(directory, ())
     peppers, by = Peppers(secrets), Author(chain_keys(secrets), "bench")
     limits = {"requests_per_minute": 10**9, "logs_per_minute": 10**9, "bytes_per_minute": 10**12}
-    _, key = create_key(
-        engine, peppers, by=by, client_id="acme", name="bench", limits=limits, create_client=True
-    )
+    properties: dict[str, Any] = {"client_id": "acme", "name": "bench", "limits": limits}
+    properties |= restrictions
+    _, key = create_key(engine, peppers, by=by, create_client=True, **properties)
     keyring = Keyring(engine, peppers, Limits(10**9, 10**9, 10**12), ConfiguredKeys(peppers, {}))
     authenticator = Authenticator(
         keyring, require_api_key=True, failures=LocalFailures(60), trusted_proxies=()
     )
     limiter = LocalLimiter()
     sightings = Sightings(partial(record, open_activity(engine)))
+    guard = Guard()
     await keyring.resolve(key)
     headers = {b"x-api-key": key.encode(), b"user-agent": b"bench", b"host": b"x"}
     took = []
@@ -86,8 +104,12 @@ async def _authenticate(directory: Path, rounds: int) -> list[float]:
         started = time.perf_counter()
         for _ in range(AUTH_ROUND):
             authenticator.check_keys()
-            principal = authenticator.recalled(headers)
+            principal = authenticator.recalled(authenticator.digest(headers) or b"")
             assert principal is not None
+            if principal.restrictions is not None:
+                assert guard.allows(principal, "127.0.0.1")
+            datasets = principal.allowed_datasets
+            assert datasets is None or "default" in datasets
             account = limiter.account(principal)
             assert account.take(1, 300)
             sightings.note(principal, "127.0.0.1", b"bench")
