@@ -92,6 +92,20 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     assert not broken
 
 
+def test_each_promise_names_tests_that_there_are() -> None:
+    """What docs/security.md says to be tested somewhere is a test, or a folder of them."""
+    named = re.findall(r"`(?:(tests/[a-z/]+)/)?(test_[a-z_]+\.py)`|`(tests/[a-z/]+)`", _security())
+    assert len(named) > 20
+    folder = ""
+    for of_file, file, alone in named:
+        folder = of_file or alone or folder
+        assert (ROOT / folder / file).exists(), f"{folder}/{file}"
+
+
+def _security() -> str:
+    return (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+
+
 def test_dependencies_are_pinned_without_a_host() -> None:
     """Each dependency has one version in constraints.txt, which names no place to get it from."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
