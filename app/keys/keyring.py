@@ -431,9 +431,10 @@ class Keyring:
             self._start("retag", self._write_retags())
 
     async def _write_retags(self) -> None:
-        await asyncio.sleep(RETAG_DELAY_S)
-        retags, self._retags = list(self._retags.values()), {}
-        await self._in_background(partial(self._stored.retag, retags))
+        while self._retags:  # more may come while some are written
+            await asyncio.sleep(RETAG_DELAY_S)
+            retags, self._retags = list(self._retags.values()), {}
+            await self._in_background(partial(self._stored.retag, retags))
 
     async def _in_background(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._background, work)
