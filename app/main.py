@@ -25,7 +25,6 @@ from app.api.services import Services, open_receipts
 from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
-from app.columns import utc_now
 from app.delivery.smtp import parse_mailbox
 from app.edge.accesses import Accesses
 from app.edge.address import parse_networks
@@ -57,10 +56,9 @@ from app.keys.configured import ConfiguredKeys
 from app.keys.database import StartRefused, open_current
 from app.keys.keyring import Keyring
 from app.keys.keys_file import KeysFile
-from app.keys.lifecycle import update_key
+from app.keys.lifecycle import quarantine_key
 from app.keys.objects import RotationPolicy
 from app.keys.principal import Limits
-from app.keys.registry import get_key
 from app.keys.sealing import chain_keys, signers
 from app.keys.verifier import Peppers, hkdf_sha256
 from app.logs.decode import DecodeLimits
@@ -337,13 +335,6 @@ def _open_detector(
         None if countries is None else countries.country,
     )
     by = Author(chain_keys(secrets), "detector")
-
-    def stop(key_id: str) -> None:
-        # One that was switched off meanwhile is not to look as if it only waited for an activation.
-        if get_key(sources.control, key_id).is_active:
-            changes = {"is_active": False, "quarantined_at": utc_now()}
-            update_key(sources.control, key_id, changes, by=by)
-
     channels: list[Channel] = []
     if settings.alert_webhook_url:
         channels.append(Webhook(settings.alert_webhook_url, secrets[0]))
@@ -362,7 +353,7 @@ def _open_detector(
     return Detector(
         sources,
         Thresholds(**thresholds),
-        AlertLog(sources.activity, policy, stop),
+        AlertLog(sources.activity, policy, partial(quarantine_key, sources.control, by=by)),
         Messenger(sources.activity, channels),
         directory=settings.data_dir,
     )
@@ -371,10 +362,7 @@ def _open_detector(
 def _open_findings(
     settings: Settings, keyring: Keyring, engine: Engine, seals: ChainKeys, stack: AsyncExitStack
 ) -> Findings:
-    def stop(key_id: str) -> None:
-        changes = {"is_active": False, "quarantined_at": utc_now()}
-        update_key(engine, key_id, changes, by=Author(seals, "self-scan"))
-
+    stop = partial(quarantine_key, engine, by=Author(seals, "self-scan"))
     findings = Findings(
         keyring.resolve,
         found=lambda key_id, sender: log.warning("leaked key", key_id=key_id, sender=sender),

@@ -207,6 +207,18 @@ def deactivate_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChang
     return update_key(engine, id_or_key_id, {"is_active": False}, by=by)
 
 
+def quarantine_key(engine: Engine, key_id: str, *, by: Author) -> KeyChange:
+    """Switch a key off for suspicion. NotFound if unknown.
+
+    One that is off stays as it is: it is not to look as if it only waited for an activation.
+    """
+    with writing_for(engine, by) as (session, principal):
+        key = find_key(session, key_id, principal)
+        if key.is_active:
+            key.is_active, key.quarantined_at = False, utc_now()
+        return _changed(session, key, by)
+
+
 def delete_key(engine: Engine, id_or_key_id: str, *, by: Author) -> KeyChange:
     """Wipe a key's verifier and signing key for good; the row stays, for the audit.
 

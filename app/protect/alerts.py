@@ -71,7 +71,7 @@ class AlertLog:
     `quarantine` switches a key off; a LoggerError says that this can't be done.
     """
 
-    def __init__(self, engine: Engine, policy: Policy, quarantine: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, policy: Policy, quarantine: Callable[[str], object]) -> None:
         self._engine = engine
         self._policy = policy
         self._quarantine = quarantine
