@@ -69,6 +69,7 @@ from app.pool import BoundedPool
 from app.protect.alerts import AlertLog, Policy
 from app.protect.blocks import Blocks
 from app.protect.countries import Countries
+from app.protect.deliveries import Recipient
 from app.protect.detector import Detector
 from app.protect.evidence import Sources
 from app.protect.findings import Findings
@@ -347,7 +348,7 @@ def _open_detector(
         settings.alert_block_minutes,
         settings.alert_quiet_minutes,
         settings.alerts_kept_days,
-        [one.name for one in channels],
+        [Recipient(one.name, reader) for one in channels for reader in one.readers],
     )
     thresholds = {one.name: getattr(settings, f"alert_{one.name}") for one in fields(Thresholds)}
     return Detector(

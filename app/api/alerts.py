@@ -23,7 +23,7 @@ from app.keys.principal import Principal
 from app.logs.query import Cursors
 from app.logs.selection import parse_bound
 from app.logs.timestamp import BadTime
-from app.protect.alerts import AlertFilter, as_object, read_alerts
+from app.protect.alert_list import AlertFilter, as_object, read_alerts
 from app.protect.models import Alert
 from app.protect.threats import RULES
 

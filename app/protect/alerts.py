@@ -9,29 +9,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, delete, func, select, tuple_
+from sqlalchemy import Engine, delete, func, select
 from sqlmodel import Session, col
 
 from app.columns import utc_now
 from app.errors import LoggerError, StorageUnavailable
 from app.keys.database import reading, writing
-from app.keys.objects import iso_time
+from app.protect.alert_list import detail_of
+from app.protect.deliveries import Recipient, begun, give_up
 from app.protect.models import AddressBlock, Alert
-from app.protect.threats import (
-    ALERT,
-    BLOCK,
-    OFF,
-    QUARANTINE,
-    RULES,
-    Finding,
-)
+from app.protect.threats import ALERT, BLOCK, OFF, QUARANTINE, RULES, Finding
 
-# Who was told: `pending:webhook,mail` until both were, `nobody` where nobody is to be.
-PENDING, TOLD, GIVEN_UP, NOBODY = "pending:", "told", "given_up", "nobody"
 # What goes on for longer is told once more.
 LIFE = timedelta(days=1)
 # New alerts of a rule in an hour: an attack from everywhere must not fill mailboxes, nor the disk.
@@ -46,10 +38,6 @@ _SOURCE_LENGTH_MAX = 45
 log = structlog.get_logger(__name__)
 
 
-class NotTold(Exception):
-    """Nobody was told of an alert; the text says why, without any secret."""
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What follows on a finding: an action for each rule that has another than `alert`."""
@@ -58,7 +46,7 @@ class Policy:
     block_minutes: int = 15
     quiet_minutes: int = 60
     kept_days: int = 365
-    channels: Sequence[str] = ()  # by which alerts are told
+    recipients: Sequence[Recipient] = ()
 
     def action_of(self, rule: str) -> str:
         """Give what follows on a finding of a rule."""
@@ -133,7 +121,8 @@ class AlertLog:
             session.merge(AddressBlock(address=address, until=until, alert_id=alert_id))
 
     def prune(self) -> None:
-        """Let go of alerts that have been kept for their time."""
+        """Let go of alerts that have been kept for their time, and tell nobody of what is old."""
+        give_up(self._engine)
         cutoff = utc_now() - timedelta(days=self._policy.kept_days)
         with reading(self._engine) as session:
             oldest = session.scalar(select(func.min(col(Alert.at))))
@@ -175,7 +164,7 @@ def _new_of(finding: Finding, former: Alert | None) -> Finding:
         last_s = former.last_at.timestamp()
         moments = tuple(one for one in finding.moments if one > last_s)
         return finding._replace(moments=moments, seen=finding.seen if moments else ())
-    seen = set(_detail(former).get("seen", ()))
+    seen = set(detail_of(former).get("seen", ()))
     return finding._replace(seen=tuple(one for one in finding.seen if one not in seen))
 
 
@@ -199,7 +188,7 @@ def _made(new: Finding, action: str, fault: str, policy: Policy, now: datetime) 
         key_id=new.key_id,
         source_ip=new.source_ip[:_SOURCE_LENGTH_MAX],
         detail=json.dumps(detail),
-        told=PENDING + ",".join(policy.channels) if policy.channels else NOBODY,
+        deliveries=begun(policy.recipients),
     )
 
 
@@ -209,7 +198,7 @@ def _count(alert: Alert, new: Finding, now: datetime) -> None:
     alert.last_at = datetime.fromtimestamp(max(new.moments), UTC) if new.moments else now
     if new.key_id is not None:
         alert.source_ip = new.source_ip[:_SOURCE_LENGTH_MAX]
-    detail = _detail(alert)
+    detail = detail_of(alert)
     # The latest: what was seen first has been told.
     detail["seen"] = list(dict.fromkeys([*detail.get("seen", ()), *new.seen]))[-SEEN_MAX:]
     alert.detail = json.dumps({**detail, **new.numbers})
@@ -218,93 +207,3 @@ def _count(alert: Alert, new: Finding, now: datetime) -> None:
 def _tell_log(alert: Alert) -> None:
     named = {"key_id": alert.key_id or "", "client_id": alert.client_id or ""}
     log.warning("alert", rule=alert.rule, action=alert.action, source_ip=alert.source_ip, **named)
-
-
-def _detail(alert: Alert) -> dict[str, Any]:
-    try:
-        detail = json.loads(alert.detail)
-    except ValueError:  # somebody wrote into the row
-        return {}
-    return detail if isinstance(detail, dict) else {}
-
-
-class AlertFilter(NamedTuple):
-    """Which alerts to read, of all clients without one; `after` goes on behind an alert."""
-
-    client_id: str | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-    rule: str | None = None
-    after: tuple[datetime, UUID] | None = None
-    limit: int | None = None
-
-
-def read_alerts(engine: Engine, wanted: AlertFilter) -> list[Alert]:
-    """Read alerts, the newest first."""
-    name = (col(Alert.at), col(Alert.alert_id))
-    conditions: list[Any] = []
-    if wanted.client_id is not None:
-        conditions.append(col(Alert.client_id) == wanted.client_id)
-    if wanted.start is not None:
-        conditions.append(name[0] >= wanted.start)
-    if wanted.end is not None:
-        conditions.append(name[0] < wanted.end)
-    if wanted.rule is not None:
-        conditions.append(col(Alert.rule) == wanted.rule)
-    if wanted.after is not None:
-        conditions.append(tuple_(*name) < tuple_(*wanted.after))
-    selected = select(Alert).where(*conditions).order_by(*(one.desc() for one in name))
-    with reading(engine) as session:
-        return list(session.scalars(selected.limit(wanted.limit)))
-
-
-def read_pending(engine: Engine, since: datetime) -> list[Alert]:
-    """Read alerts that somebody is to be told of, the oldest first."""
-    wanted = select(Alert).where(col(Alert.at) >= since, col(Alert.told).startswith(PENDING))
-    with reading(engine) as session:
-        return list(session.scalars(wanted.order_by(col(Alert.at))))
-
-
-def channels_left(alert: Alert) -> list[str]:
-    """Name the channels by which an alert is still to be told."""
-    if not alert.told.startswith(PENDING):
-        return []
-    return alert.told.removeprefix(PENDING).split(",")
-
-
-def mark_told(engine: Engine, alert_id: UUID, channel: str, *, gave_up: bool = False) -> None:
-    """Write down that a channel has told of an alert, or never will."""
-    with writing(engine) as session:
-        alert = session.get(Alert, alert_id)
-        if alert is None:
-            return
-        left = [one for one in channels_left(alert) if one != channel]
-        alert.told = PENDING + ",".join(left) if left else GIVEN_UP if gave_up else TOLD
-
-
-def as_object(alert: Alert) -> dict[str, Any]:
-    """Show an alert, as the API and the webhook do."""
-    return {
-        "id": str(alert.alert_id),
-        "at": iso_time(alert.at),
-        "last_at": iso_time(alert.last_at),
-        "count": alert.count,
-        "rule": alert.rule,
-        "severity": alert.severity,
-        "action": alert.action,
-        "client_id": alert.client_id,
-        "key_id": alert.key_id,
-        "source_ip": alert.source_ip,
-        "detail": _detail(alert),
-        "told": alert.told,
-    }
-
-
-def summary(alert: Alert) -> str:
-    """Say in a line what an alert is about."""
-    shown = as_object(alert)
-    whose = f" Key {alert.key_id}" if alert.key_id else ""
-    whose += f" of {alert.client_id}." if alert.client_id else "." if whose else ""
-    where = f" From {alert.source_ip}." if alert.source_ip else ""
-    explanation = shown["detail"].get("explanation", "")
-    return f"[{alert.severity}] {alert.rule}: {explanation}{whose}{where} Action: {alert.action}."

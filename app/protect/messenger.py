@@ -11,11 +11,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
-from functools import partial
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -25,21 +23,14 @@ from sqlalchemy import Engine
 from app.columns import utc_now
 from app.delivery.smtp import Mail, Mailbox, NotSent, send
 from app.errors import StorageUnavailable
-from app.protect.alerts import (
-    NotTold,
-    as_object,
-    channels_left,
-    mark_told,
-    read_pending,
-    summary,
-)
+from app.protect.alert_list import as_object, summary
+from app.protect.deliveries import NotTold, Recipient, mark_told, read_pending
 from app.protect.models import Alert
 
 LOOK_S = 2.0
 # Doubled at each failure in a row, and cut by up to a half at random.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 300.0
-GIVE_UP = timedelta(days=3)
 _SEVEN_BITS = SMTP.clone(cte_type="7bit")
 
 log = structlog.get_logger(__name__)
@@ -52,8 +43,12 @@ class Channel(Protocol):
     def name(self) -> str:
         """Name it, as `told` does."""
 
-    async def tell(self, alert: Alert) -> None:
-        """Tell of an alert; raise NotTold."""
+    @property
+    def readers(self) -> Sequence[str]:
+        """Name whom it tells, each by itself; one empty name where it tells one alone."""
+
+    async def tell(self, alert: Alert, reader: str) -> None:
+        """Tell one of its readers of an alert, without a name all of them; raise NotTold."""
 
 
 class MailChannel:
@@ -66,19 +61,19 @@ class MailChannel:
     ) -> None:
         self._smtp_url = smtp_url
         self._sender = sender
-        self._to = tuple(to)
+        self._to = {one.address: one for one in to}
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alert-mail")
-        # Whom an alert has reached, where others have not got it yet.
-        self._reached: dict[UUID, set[str]] = {}
 
-    async def tell(self, alert: Alert) -> None:
-        """Do what Channel says; nobody gets a mail twice because another one can't be reached."""
+    @property
+    def readers(self) -> Sequence[str]:
+        """Give the addresses."""
+        return list(self._to)
+
+    async def tell(self, alert: Alert, reader: str) -> None:
+        """Do what Channel says."""
         loop = asyncio.get_running_loop()
-        reached = self._reached.setdefault(alert.alert_id, set())
-        for to in self._to:
-            if to.address in reached:
-                continue
+        for to in [self._to[reader]] if reader else self._to.values():
             mail = compose(alert, self._sender, to)
             try:
                 await loop.run_in_executor(
@@ -86,8 +81,6 @@ class MailChannel:
                 )
             except NotSent as error:
                 raise NotTold(str(error)) from None
-            reached.add(to.address)
-        del self._reached[alert.alert_id]
 
 
 def compose(alert: Alert, sender: Mailbox, to: Mailbox) -> Mail:
@@ -130,8 +123,9 @@ class Messenger:
         self._backoff_s = backoff_s
         self._clock = clock
         self._backoffs = {name: _Backoff() for name in self._channels}
-        # How often each was tried in vain: one that is never taken must not be before all others.
-        self._tries: dict[tuple[UUID, str], int] = {}
+        # How often what waits was tried in vain, by alert and reader: what is never taken must not
+        # be before all others.
+        self._tries: dict[str, dict[tuple[UUID, str], int]] = {name: {} for name in self._channels}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -157,29 +151,26 @@ class Messenger:
 
     async def _tell_all(self, channel: Channel) -> None:
         """Tell of all that waits for a channel, until it fails."""
-        oldest = utc_now() - 2 * GIVE_UP
-        pending = await asyncio.to_thread(read_pending, self._engine, oldest)
-        waiting = [one for one in pending if channel.name in channels_left(one)]
-        waiting.sort(key=lambda one: self._tries.get((one.alert_id, channel.name), 0))
-        for alert in waiting:
-            marked = partial(mark_told, self._engine, alert.alert_id, channel.name)
-            if utc_now() - alert.at > GIVE_UP:
-                self._tries.pop((alert.alert_id, channel.name), None)
-                await asyncio.to_thread(marked, gave_up=True)
-                continue
+        pending = await asyncio.to_thread(read_pending, self._engine, channel.name)
+        readers = {*channel.readers, ""}
+        waiting = [(alert, reader) for alert, reader in pending if reader in readers]
+        before = self._tries[channel.name]
+        names = [(alert.alert_id, reader) for alert, reader in waiting]
+        tries = self._tries[channel.name] = {one: before.get(one, 0) for one in names}
+        for alert, reader in sorted(waiting, key=lambda one: tries[one[0].alert_id, one[1]]):
             try:
-                await channel.tell(alert)
+                await channel.tell(alert, reader)
             except NotTold as error:
+                tries[alert.alert_id, reader] += 1
                 self._failed(alert.alert_id, channel.name, str(error))
                 return
             self._backoffs[channel.name] = _Backoff()
-            self._tries.pop((alert.alert_id, channel.name), None)
-            await asyncio.to_thread(marked)
+            recipient = Recipient(channel.name, reader)
+            await asyncio.to_thread(mark_told, self._engine, alert.alert_id, recipient)
 
     def _failed(self, alert_id: UUID, name: str, reason: str) -> None:
         failures = self._backoffs[name].failures + 1
         wait_s = min(self._backoff_s * 2 ** min(failures - 1, 20), BACKOFF_S_MAX)
         wait_s *= random.uniform(0.5, 1)  # noqa: S311  # no secret
         self._backoffs[name] = _Backoff(failures, self._clock() + wait_s)
-        self._tries[alert_id, name] = self._tries.get((alert_id, name), 0) + 1
         log.warning("an alert was not told", channel=name, alert_id=str(alert_id), reason=reason)

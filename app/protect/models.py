@@ -4,9 +4,21 @@ from datetime import datetime
 from uuid import UUID, uuid4
 
 from sqlalchemy import BigInteger, Text
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, Relationship, SQLModel
 
 from app.columns import UtcDateTime
+
+
+class AlertDelivery(SQLModel, table=True):
+    """How it stands with telling one reader of an alert by one channel; see deliveries.py."""
+
+    __tablename__ = "alert_deliveries"
+
+    alert_id: UUID = Field(foreign_key="alerts.alert_id", ondelete="CASCADE", primary_key=True)
+    channel: str = Field(primary_key=True, max_length=16)
+    # A mail address; empty where the channel has one reader, or all of its readers are meant.
+    reader: str = Field(primary_key=True, max_length=254)
+    state: str = Field(max_length=16, index=True)
 
 
 class Alert(SQLModel, table=True):
@@ -25,8 +37,10 @@ class Alert(SQLModel, table=True):
     key_id: str | None = Field(default=None, max_length=64)
     source_ip: str = Field(max_length=45)
     detail: str = Field(sa_type=Text)
-    # Who was told: `pending:webhook,mail` until both were, then `told`; see alerts.py.
-    told: str = Field(max_length=32)
+    # Read with the alert: whoever shows it says who was told.
+    deliveries: list[AlertDelivery] = Relationship(
+        sa_relationship_kwargs={"lazy": "selectin", "passive_deletes": True}
+    )
 
 
 class AddressBlock(SQLModel, table=True):

@@ -9,7 +9,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from app import __version__
 from app.keys.verifier import hkdf_sha256
-from app.protect.alerts import NotTold, as_object, summary
+from app.protect.alert_list import as_object, summary
+from app.protect.deliveries import NotTold
 from app.protect.models import Alert
 
 # Of a whole request: a receiver that answers letter by letter is no reason to wait.
@@ -42,6 +43,7 @@ class Webhook:
     """POSTs alerts as JSON, signed by HMAC-SHA256; follows nobody anywhere."""
 
     name = "webhook"
+    readers = ("",)
 
     def __init__(self, url: str, secret: str, timeout_s: float = TIMEOUT_S) -> None:
         self._parts = parse_webhook(url)
@@ -51,7 +53,7 @@ class Webhook:
         self._tls = ssl.create_default_context() if is_tls else None
         self._port = self._parts.port or (443 if is_tls else 80)
 
-    async def tell(self, alert: Alert) -> None:
+    async def tell(self, alert: Alert, reader: str = "") -> None:  # noqa: ARG002  # there is one
         """Do what Channel says: all of it within the timeout."""
         shown = {key: value for key, value in as_object(alert).items() if key != "told"}
         body = json.dumps({"text": summary(alert), **shown}).encode()

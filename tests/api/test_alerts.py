@@ -48,7 +48,6 @@ def add(activity: Engine, client_id: str | None, *, ago_s: float = 60, **changes
         "key_id": "Zk3Zk3Zk3Zk3",
         "source_ip": "203.0.113.7",
         "detail": json.dumps({"explanation": "Far more.", "seen": ["2026-01-01T00:00Z"]}),
-        "told": "nobody",
     }
     with writing(activity) as session:
         session.add(Alert(**columns | changes, client_id=client_id))

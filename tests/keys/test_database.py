@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic import command
@@ -33,6 +34,7 @@ from app.keys.database import (
     writing,
 )
 from app.keys.models import ApiKey, Client
+from app.protect.alert_list import AlertFilter, as_object, read_alerts
 from app.sqlite import SQLITE_SAFE_WAL, sqlite3
 from tests.keys.conftest import copy_database
 from tests.support import BY, postgresql
@@ -110,6 +112,34 @@ def test_a_key_needs_its_client(fresh_engine: Engine) -> None:
     upgrade(fresh_engine)
     with pytest.raises(IntegrityError), writing(fresh_engine) as session:
         session.add(ApiKey(key_id="k", key_prefix="k", client_id="no", name="n", role="client"))
+
+
+def test_who_was_told_goes_over_to_rows_and_back(fresh_engine: Engine) -> None:
+    """What one text said of an alert in former versions is what its rows say, and the reverse."""
+    texts = [
+        "nobody",
+        "told",
+        "given_up",
+        "pending:mail",
+        "pending:webhook",
+        "pending:webhook,mail",
+    ]
+    upgrade(fresh_engine)
+    with migrating(fresh_engine) as config:
+        command.downgrade(config, "0003")
+    insert = """INSERT INTO alerts (alert_id, at, last_at, count, rule, severity, action, source_ip,
+        detail, told) VALUES (:id, '2030-01-01', '2030-01-01', 1, 'r', 's', 'a', '', '{}', :told)"""
+    with writing(fresh_engine) as session:
+        for number, one in enumerate(texts):
+            session.connection().execute(text(insert), {"id": UUID(int=number).hex, "told": one})
+    upgrade(fresh_engine)
+    shown = [as_object(one) for one in read_alerts(fresh_engine, AlertFilter())]
+    assert [one["told"] for one in reversed(shown)] == texts
+    with migrating(fresh_engine) as config:
+        command.downgrade(config, "0003")
+    with reading(fresh_engine) as session:
+        rows = session.connection().execute(text("SELECT told FROM alerts ORDER BY alert_id"))
+        assert rows.scalars().all() == texts
 
 
 def test_a_quoted_false_is_refused(engine: Engine) -> None:
@@ -289,9 +319,9 @@ def test_a_new_migration_is_drafted_from_the_models(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    (draft,) = (tmp_path / "migrations/versions").glob("0004_*.py")
+    (draft,) = (tmp_path / "migrations/versions").glob("0005_*.py")
     written = draft.read_text()
-    assert "down_revision: str | None = '0003'" in written
+    assert "down_revision: str | None = '0004'" in written
     assert written.count("    pass\n") == 2
 
 

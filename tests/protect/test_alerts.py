@@ -14,15 +14,17 @@ from typing import Any
 import httpx
 import pytest
 import structlog.testing
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from app.activity.database import open_activity
 from app.columns import utc_now
 from app.delivery.smtp import Mailbox
 from app.keys.database import writing
 from app.keys.token import mint
-from app.protect.alerts import AlertFilter, NotTold, read_alerts
-from app.protect.messenger import GIVE_UP, Channel, MailChannel, Messenger
+from app.protect.alert_list import AlertFilter, as_object, read_alerts
+from app.protect.alerts import AlertLog, Policy
+from app.protect.deliveries import GIVE_UP, NotTold, Recipient, begun
+from app.protect.messenger import Channel, MailChannel, Messenger
 from app.protect.models import Alert
 from app.protect.webhook import Webhook, parse_webhook, webhook_secret
 from loadtests.server import ROOT, free_port
@@ -31,6 +33,7 @@ from tests.protect.receiver import HOLD, Receiver, running_receiver
 from tests.support import Json, Service, eventually, key_id_of, problem, record, running
 
 SECRET = "the secret of a server under test"
+BOTH = (Recipient("webhook"), Recipient("mail", "ops@example.com"))
 WAIT_S = 15.0
 
 
@@ -49,8 +52,8 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def alert(told: str = "pending:webhook", **changes: Any) -> Alert:
-    """Give an alert that waits to be told."""
+def alert(*recipients: Recipient, **changes: Any) -> Alert:
+    """Give an alert that waits to be told; by the webhook, if not by others."""
     now = utc_now()
     columns: Json = {
         "at": now,
@@ -64,7 +67,8 @@ def alert(told: str = "pending:webhook", **changes: Any) -> Alert:
         "source_ip": "203.0.113.7",
         "detail": json.dumps({"explanation": "It was used elsewhere.", "seen": ["203.0.113.0/24"]}),
     }
-    return Alert(**columns | changes, told=told)
+    deliveries = begun(recipients or [Recipient("webhook")])
+    return Alert(**columns | changes, deliveries=deliveries)
 
 
 def add(activity: Engine, *alerts: Alert) -> None:
@@ -75,7 +79,7 @@ def add(activity: Engine, *alerts: Alert) -> None:
 
 def told(activity: Engine) -> list[str]:
     """Say who was told of each alert, the oldest first."""
-    return [one.told for one in reversed(read_alerts(activity, AlertFilter()))]
+    return [as_object(one)["told"] for one in reversed(read_alerts(activity, AlertFilter()))]
 
 
 def tell(activity: Engine, *channels: Channel, until: Callable[[], bool]) -> None:
@@ -156,10 +160,17 @@ def test_one_that_is_never_taken_holds_nobody_up(activity: Engine, receiver: Rec
 
 
 def test_what_nobody_takes_is_given_up(activity: Engine, receiver: Receiver) -> None:
-    """An alert of days ago is no longer news."""
-    add(activity, alert(at=utc_now() - GIVE_UP - timedelta(minutes=1)))
-    tell(activity, Webhook(receiver.url, SECRET), until=lambda: told(activity) == ["given_up"])
-    assert receiver.bodies == []
+    """An alert of days ago is no longer news, also for who is in the settings no more."""
+    old = utc_now() - GIVE_UP - timedelta(minutes=1)
+    add(activity, alert(at=old), alert(*BOTH, at=old + timedelta(seconds=1)), alert())
+    tell(
+        activity,
+        Webhook(receiver.url, SECRET),
+        until=lambda: told(activity) == ["pending:webhook", "pending:webhook,mail", "told"],
+    )
+    AlertLog(activity, Policy(), print).prune()
+    assert told(activity) == ["given_up", "given_up", "told"]
+    assert len(receiver.bodies) == 1
 
 
 def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
@@ -215,7 +226,7 @@ def test_the_secret_is_shown_by_a_command(tmp_path: Path) -> None:
 
 def test_mail(activity: Engine) -> None:
     """An alert is mailed as text that says all, and the webhook is told of by itself."""
-    add(activity, alert("pending:webhook,mail"))
+    add(activity, alert(*BOTH))
     with running_sink() as sink, running_receiver() as receiver:
         webhook = Webhook(receiver.url, SECRET)
         tell(activity, webhook, until=lambda: told(activity) == ["pending:mail"])
@@ -231,7 +242,7 @@ def test_mail(activity: Engine) -> None:
 
 def test_a_mail_that_is_refused(activity: Engine) -> None:
     """Everybody of ALERT_MAIL_TO gets an alert once, though the server refuses some at first."""
-    add(activity, alert("pending:mail"))
+    add(activity, alert(*(Recipient("mail", f"{one}@example.com") for one in ("guard", "ops"))))
     refusals = ["250 OK", "451 later", "250 OK"]
 
     async def take(_server: Any, _session: Any, envelope: Any, to: str, _options: Any) -> str:
@@ -243,8 +254,30 @@ def test_a_mail_that_is_refused(activity: Engine) -> None:
         channel = mail_channel(sink, "ops@example.com", "guard@example.com")
         with structlog.testing.capture_logs() as logs:
             tell(activity, channel, until=are_told(activity))
-    assert sink.recipients == [["ops@example.com"], ["guard@example.com"]]
+    assert sink.recipients == [["guard@example.com"], ["ops@example.com"]]
     assert ["451 later" in one["reason"] for one in logs] == [True]
+
+
+def test_the_order_of_the_ends_makes_no_difference(activity: Engine) -> None:
+    """Where one reader was told and another never will be, it is given up, whichever was first."""
+    add(activity, alert(*BOTH), alert(*BOTH[::-1]))
+    with running_sink() as sink:
+        channel = mail_channel(sink, "ops@example.com")
+        tell(activity, channel, until=lambda: told(activity) == ["pending:webhook"] * 2)
+    with writing(activity) as session:
+        for one in session.scalars(select(Alert)):
+            one.at = utc_now() - GIVE_UP - timedelta(minutes=1)
+    AlertLog(activity, Policy(), print).prune()
+    assert told(activity) == ["given_up"] * 2
+
+
+def test_mail_of_an_earlier_version(activity: Engine) -> None:
+    """What waits for no reader by name goes to all of them."""
+    add(activity, alert(Recipient("mail")))
+    with running_sink() as sink:
+        channel = mail_channel(sink, "ops@example.com", "guard@example.com")
+        tell(activity, channel, until=are_told(activity))
+    assert sink.recipients == [["ops@example.com"], ["guard@example.com"]]
 
 
 def mail_channel(sink: Sink, *to: str) -> MailChannel:

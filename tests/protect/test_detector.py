@@ -20,11 +20,13 @@ from app.columns import utc_now
 from app.errors import NotFound, StorageUnavailable
 from app.keys.database import writing
 from app.keys.models import ApiKey, Client
-from app.protect.alerts import PER_HOUR_MAX, AlertFilter, AlertLog, Policy, as_object, read_alerts
+from app.protect.alert_list import AlertFilter, as_object, read_alerts
+from app.protect.alerts import PER_HOUR_MAX, AlertLog, Policy
+from app.protect.deliveries import Recipient
 from app.protect.detector import Detector
 from app.protect.evidence import Sources
 from app.protect.messenger import Messenger
-from app.protect.models import AddressBlock, Alert
+from app.protect.models import AddressBlock, Alert, AlertDelivery
 from app.protect.threats import MINUTES_PER_DAY, RULES, Finding, Thresholds
 from tests.support import DEADLINE_S, Json
 
@@ -370,9 +372,9 @@ def test_what_can_not_be_recorded_is_kept(desk: Desk) -> None:
 
 
 def test_old_alerts_go(desk: Desk) -> None:
-    """Alerts are kept for their days."""
+    """Alerts are kept for their days, and who was told of them as long."""
     desk.refuse(5)
-    desk.detector().detect()
+    desk.detector(Policy(recipients=[Recipient("webhook")])).detect()
     with writing(desk.activity) as session:
         for alert in session.scalars(select(Alert)):
             alert.at = utc_now() - timedelta(days=366)
@@ -380,6 +382,8 @@ def test_old_alerts_go(desk: Desk) -> None:
     assert len(desk.told()) == 1
     AlertLog(desk.activity, Policy(kept_days=365), print).prune()
     assert desk.told() == []
+    with Session(desk.activity) as session:
+        assert session.scalars(select(AlertDelivery)).all() == []
 
 
 def test_nothing_secret_is_in_an_alert(desk: Desk) -> None:
