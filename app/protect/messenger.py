@@ -1,19 +1,21 @@
 """Alerts are told: by webhook, and by mail to ALERT_MAIL_TO.
 
-Each alert is told once by each channel. What fails is tried again, after a restart too, for
-GIVE_UP; only a receiver that took an alert and did not answer in time gets it twice, and can tell
-by its `Idempotency-Key`.
+Each alert is told to each reader once. What fails is tried again, after a restart too, for GIVE_UP.
+Who took an alert and did not answer in time, or just before this process ended, gets it twice, and
+can tell: by its `Idempotency-Key`, or the mail's Message-ID.
 """
 
 import asyncio
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import format_datetime, make_msgid
+from email.utils import format_datetime
+from functools import partial
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -52,7 +54,7 @@ class Channel(Protocol):
 
 
 class MailChannel:
-    """Sends alerts by mail, in a thread of its own."""
+    """Sends alerts by mail, each in a thread of its own."""
 
     name = "mail"
 
@@ -63,7 +65,6 @@ class MailChannel:
         self._sender = sender
         self._to = {one.address: one for one in to}
         self._timeout_s = timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alert-mail")
 
     @property
     def readers(self) -> Sequence[str]:
@@ -72,15 +73,41 @@ class MailChannel:
 
     async def tell(self, alert: Alert, reader: str) -> None:
         """Do what Channel says."""
-        loop = asyncio.get_running_loop()
         for to in [self._to[reader]] if reader else self._to.values():
             mail = compose(alert, self._sender, to)
             try:
-                await loop.run_in_executor(
-                    self._thread, send, mail, self._smtp_url, self._timeout_s
-                )
+                await _in_daemon(partial(send, mail, self._smtp_url, self._timeout_s))
             except NotSent as error:
                 raise NotTold(str(error)) from None
+
+
+def _in_daemon(work: Callable[[], None]) -> "asyncio.Future[None]":
+    """Do something in a thread that no stop waits for, as it does for an executor's.
+
+    A mail server may take its time for each answer; a server that stops has less.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(fault: Exception | None) -> None:
+        if done.done():  # nobody waits for it any more
+            return
+        if fault is None:
+            done.set_result(None)
+        else:
+            done.set_exception(fault)
+
+    def run() -> None:
+        fault: Exception | None = None
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # told to whoever waits
+            fault = error
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, fault)
+
+    threading.Thread(target=run, name="alert-mail", daemon=True).start()
+    return done
 
 
 def compose(alert: Alert, sender: Mailbox, to: Mailbox) -> Mail:
@@ -90,7 +117,8 @@ def compose(alert: Alert, sender: Mailbox, to: Mailbox) -> Mail:
         "From": sender.header,
         "To": to.header,
         "Date": format_datetime(utc_now()),
-        "Message-ID": make_msgid(domain=sender.domain),
+        # The same each time: who gets it again can tell.
+        "Message-ID": f"<alert-{alert.alert_id}@{sender.domain}>",
         "Auto-Submitted": "auto-generated",
     }
     body = EmailMessage(policy=_SEVEN_BITS)

@@ -1,17 +1,21 @@
-"""Threats to a server with two workers: one alert, told once, and a block in both of them."""
+"""Threats to whole servers: one alert of two workers, told once, and a block in both of them."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
 from app.keys.token import mint
 from loadtests.server import make_admin_key, make_key, start_product
+from tests.delivery.mail_sink import HOST, running_sink
 from tests.process.service import PATH, Reply, ask, kill_all, wait_until
 from tests.protect.receiver import HOLD, running_receiver
 
 LOG = b'{"environment":"dev","executed_at":0,"status":"OK"}'
 FAILURES = 40
 BLOCKED_S_MAX = 2.0
+# Less than the 20 s that a mail server has for an answer.
+STOP_S_MAX = 10.0
 
 
 def test_two_workers_one_alert(tmp_path: Path) -> None:
@@ -61,3 +65,23 @@ def test_two_workers_one_alert(tmp_path: Path) -> None:
             assert alert["count"] >= FAILURES
         assert len({json.loads(body)["id"] for body in receiver.bodies}) == 1
         assert len(receiver.bodies) == unanswered + 1
+
+
+def test_a_stop_waits_for_no_mail_server(tmp_path: Path) -> None:
+    """While a mail server takes its time for an answer, the service ends as soon as ever."""
+    data_dir = tmp_path / "data"
+    make_key(data_dir, "acme")
+    wrong = mint("cl_live", "acme").text
+    with running_sink() as sink:
+        sink.is_holding = threading.Event()
+        env = {
+            "ALERT_FAILURES_PER_ADDRESS": "1",
+            "ALERT_MAIL_TO": "ops@example.com",
+            "MAIL_FROM": "logger@example.com",
+            "SMTP_URL": f"smtp://{HOST}:{sink.port}",
+        }
+        with start_product(data_dir, env) as server:
+            assert ask(server.port, "POST", PATH, LOG, {"X-API-Key": wrong})[0] == 401
+            wait_until(sink.is_holding.is_set, "a mail")
+            server.process.terminate()
+            assert server.process.wait(STOP_S_MAX) == 0

@@ -280,6 +280,18 @@ def test_mail_of_an_earlier_version(activity: Engine) -> None:
     assert sink.recipients == [["ops@example.com"], ["guard@example.com"]]
 
 
+def test_a_mail_that_comes_twice_can_be_told(activity: Engine) -> None:
+    """What is mailed anew for want of an answer has the Message-ID that it had; others have not."""
+    again = alert()
+    with running_sink() as sink:
+        channel = mail_channel(sink, "ops@example.com")
+        for one in (again, again, alert()):
+            asyncio.run(channel.tell(one, "ops@example.com"))
+    first, second, other = (message["Message-ID"] for message in sink.messages)
+    assert first == second == f"<alert-{again.alert_id}@example.com>"
+    assert other != first
+
+
 def mail_channel(sink: Sink, *to: str) -> MailChannel:
     """Give what mails to these addresses."""
     sender, readers = Mailbox("Logger", "logger@example.com"), [Mailbox("", one) for one in to]
