@@ -26,6 +26,7 @@ from app.api.writes import Writes
 from app.audit.book import Book
 from app.audit.chain import ChainKeys
 from app.delivery.smtp import parse_mailbox
+from app.edge import metrics
 from app.edge.accesses import Accesses
 from app.edge.address import parse_networks
 from app.edge.auth import Authenticator
@@ -357,6 +358,7 @@ def _open_detector(
         AlertLog(sources.activity, policy, partial(quarantine_key, sources.control, by=by)),
         Messenger(sources.activity, channels),
         directory=settings.data_dir,
+        lost=metrics.evidence_lost.inc,
     )
 
 

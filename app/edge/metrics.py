@@ -29,7 +29,7 @@ limits_alone = PrometheusCounter(
 )
 evidence_lost = PrometheusCounter(
     "central_logger_evidence_lost",
-    "Uses, accesses and refusals that were given up, since they could not be written.",
+    "Uses, accesses, refusals and findings given up, since they could not be written.",
 )
 commit_seconds = Histogram(
     "central_logger_commit_seconds",

@@ -8,7 +8,7 @@ place is stored: it begins with the evidence of the last minutes, of which nothi
 import asyncio
 import fcntl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -69,7 +69,10 @@ class _Minute:
 
 
 class Detector:
-    """This worker's part in it; `messenger` works where the detector does."""
+    """This worker's part in it; `messenger` works where the detector does.
+
+    `lost` is told how many findings are given up, where they come faster than they are recorded.
+    """
 
     def __init__(  # noqa: PLR0913  # what it reads, judges by, writes to, and elects itself by
         self,
@@ -79,14 +82,18 @@ class Detector:
         messenger: Messenger,
         *,
         directory: Path,
+        lost: Callable[[int], object],
         every_s: float = EVERY_S,
+        findings_max: int = FINDINGS_MAX,
     ) -> None:
         self._sources = sources
         self._thresholds = thresholds
         self._alerts = alerts
         self._messenger = messenger
         self._path = directory / LOCK_FILE
+        self._lost = lost
         self._every_s = every_s
+        self._findings_max = findings_max
         self._attempts = Attempts(thresholds)
         self._minutes: dict[int, _Minute] = {}
         self._habits: dict[str, Habits] = {}
@@ -122,7 +129,10 @@ class Detector:
         """Judge what has come since the last time; raise StorageUnavailable."""
         self._judge_refusals()
         self._judge_uses()
-        del self._findings[:-FINDINGS_MAX]
+        if (excess := len(self._findings) - self._findings_max) > 0:
+            del self._findings[:excess]
+            log.error("findings are lost: the oldest, which could not be recorded", count=excess)
+            self._lost(excess)
         while self._findings:
             self._alerts.record(self._findings[:1])
             del self._findings[0]

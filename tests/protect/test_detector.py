@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 from sqlalchemy import Engine, select
 from sqlmodel import Session
 
@@ -23,7 +24,7 @@ from app.keys.models import ApiKey, Client
 from app.protect.alert_list import AlertFilter, as_object, read_alerts
 from app.protect.alerts import PER_HOUR_MAX, AlertLog, Policy
 from app.protect.deliveries import Recipient
-from app.protect.detector import Detector
+from app.protect.detector import FINDINGS_MAX, Detector
 from app.protect.evidence import Sources
 from app.protect.messenger import Messenger
 from app.protect.models import AddressBlock, Alert, AlertDelivery
@@ -44,6 +45,7 @@ class Desk:
         self.directory = directory
         self.now = int(time.time() // 60)
         self.quarantined: list[str] = []
+        self.lost: list[int] = []
         self.numbers = iter(range(10**9))
 
     def detector(self, policy: Policy | None = None, **changes: Any) -> Detector:
@@ -52,6 +54,7 @@ class Desk:
             "thresholds": T,
             "stop": self.quarantined.append,
             "country": None,
+            "findings_max": FINDINGS_MAX,
         } | changes
         return Detector(
             Sources(self.control, self.activity, 30, country=settings["country"]),
@@ -59,6 +62,8 @@ class Desk:
             AlertLog(self.activity, policy or Policy(), settings["stop"]),
             Messenger(self.activity, []),
             directory=self.directory,
+            lost=self.lost.append,
+            findings_max=settings["findings_max"],
         )
 
     def refuse(self, count: int, *, ago_s: float = 10.0, **what: Any) -> None:
@@ -371,6 +376,17 @@ def test_what_can_not_be_recorded_is_kept(desk: Desk) -> None:
     assert desk.told() == [("unusual_address", 1)]
 
 
+def test_findings_that_are_too_many_are_counted(desk: Desk) -> None:
+    """What is found beyond what can be kept is not lost unseen: the oldest go, and are counted."""
+    for number in range(5):
+        desk.refuse(5, source_ip=f"10.0.{number}.1", ago_s=20 - number)
+    with structlog.testing.capture_logs() as logs:
+        desk.detector(findings_max=2).detect()
+    assert [one["source_ip"] for one in desk.alerts()] == ["10.0.3.1", "10.0.4.1"]
+    assert desk.lost == [3]
+    assert [one["count"] for one in logs if one["log_level"] == "error"] == [3]
+
+
 def test_old_alerts_go(desk: Desk) -> None:
     """Alerts are kept for their days, and who was told of them as long."""
     desk.refuse(5)
@@ -412,7 +428,10 @@ def test_one_detector_at_a_time(desk: Desk) -> None:
     sources = Sources(desk.control, desk.activity, 30)
     detectors = [
         Detector(
-            *(sources, T, log, Messenger(desk.activity, [])), directory=desk.directory, every_s=0.02
+            *(sources, T, log, Messenger(desk.activity, [])),
+            directory=desk.directory,
+            lost=desk.lost.append,
+            every_s=0.02,
         )
         for log in logs
     ]
