@@ -69,8 +69,14 @@ class Accesses:
         # Of the minutes before, and what could not be written.
         self._former: list[Access] = []
         self._writer = BackgroundWriter("accesses of keys", self.flush, FLUSH_S)
-        self.start = self._writer.start
-        self.aclose = self._writer.aclose
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writer.start()
+
+    async def aclose(self) -> None:
+        """Write the rest and stop."""
+        await self._writer.aclose()
 
     def count(self, what: What, at_s: float) -> None:
         """Count a request, which has just been answered; `at_s` is now, or a little before."""

@@ -72,8 +72,14 @@ class Denials:
         self._rows = 0
         self._rows_of_party = Counter[str]()
         self._writer = BackgroundWriter("denials", self.flush, FLUSH_S)
-        self.start = self._writer.start
-        self.aclose = self._writer.aclose
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writer.start()
+
+    async def aclose(self) -> None:
+        """Write the rest and stop."""
+        await self._writer.aclose()
 
     def note(
         self,

@@ -58,8 +58,14 @@ class Sightings:
         self._counts: _Counts = {}
         self._sources = 0
         self._writer = BackgroundWriter("uses of keys", self.flush, FLUSH_S)
-        self.start = self._writer.start
-        self.aclose = self._writer.aclose
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writer.start()
+
+    async def aclose(self) -> None:
+        """Write the rest and stop."""
+        await self._writer.aclose()
 
     def note(self, principal: Principal, source_ip: str, user_agent: bytes) -> None:
         """Count an authenticated request, which has just come."""
