@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from slowapi import Limiter
 
+from app.addresses import party_of
 from app.api.services import Services
-from app.edge.address import limit_group
 
 # All limits are of a minute, and slowapi does not tell what is left of it.
 RETRY_AFTER_S = 60
@@ -24,7 +24,7 @@ def source(request: Request) -> str:
     """Name where a request comes from."""
     services: Services = request.app.state.services
     # slowapi skips the limit for an empty key.
-    return limit_group(services.authenticator.source(request.scope)) or "unix"
+    return party_of(services.authenticator.source(request.scope)) or "unix"
 
 
 def _caller(request: Request) -> str:

@@ -6,7 +6,9 @@ The other one is passed on by them as their client sent it, and never read.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from app.addresses import parse_address
 
 _WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]{1,5}|\[(?P<v6>[^]]*)\](?::[0-9]{1,5})?", re.ASCII)
 
@@ -83,25 +85,12 @@ def source_address(
     if not trusted or forwarded is None or not is_within(hop, trusted):
         return hop
     for claimed in hops(forwarded.decode("latin-1")):
-        if not _is_address(claimed):
+        if parse_address(claimed) is None:
             break
         hop = claimed
         if not is_within(hop, trusted):
             break
     return hop
-
-
-def limit_group(address: str) -> str:
-    """Return what one party owns: a v4 address, or the /64 of a v6 one."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return address
 
 
 def _forwarded_for(value: str, start: int, end: int) -> str:
@@ -123,20 +112,7 @@ def _without_port(hop: str) -> str:
     return hop if placed is None else placed["v4"] or placed["v6"]
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def is_within(text: str, networks: Networks) -> bool:
     """Say whether a text is an address of one of these networks, v4 within v6 too."""
-    try:
-        parsed = ip_address(text)
-    except ValueError:
-        return False
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in networks)
+    parsed = parse_address(text)
+    return parsed is not None and any(parsed in network for network in networks)

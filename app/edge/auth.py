@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from app.edge.address import HOPS, Networks, limit_group, source_address
+from app.addresses import party_of
+from app.edge.address import HOPS, Networks, source_address
 from app.edge.limits import Failures
 from app.errors import InvalidKey, KeyRequired, RateLimited
 from app.keys import shape
@@ -206,6 +207,6 @@ class Authenticator:
 
         Comes after the check of the key: a good key is never refused for its neighbours' faults.
         """
-        wait_s = await self._failures.count(limit_group(address))
+        wait_s = await self._failures.count(party_of(address))
         if wait_s:
             raise RateLimited(["auth_failures"], wait_s)

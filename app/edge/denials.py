@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from app.activity import reasons
 from app.activity.refusals import Refusal, Repeats
-from app.edge.address import limit_group
+from app.addresses import party_of
 from app.edge.auth import Authenticator
 from app.edge.background import BackgroundWriter
 from app.edge.problem import status_of
@@ -42,7 +42,7 @@ USER_AGENT_BYTES_MAX = 1020
 DETAIL_LENGTH_MAX = 500
 
 # Those who are refused come again and again, and reading an address takes 2 µs.
-_party_of = lru_cache(4_096)(limit_group)
+_party_of = lru_cache(4_096)(party_of)
 
 # Party, endpoint, status, reason, shape of the credential, and the key that is named.
 _Name = tuple[str, str, int, str, str, str | None]

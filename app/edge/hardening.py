@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from app.edge.address import Networks, is_within, limit_group
+from app.addresses import party_of
+from app.edge.address import Networks, is_within
 from app.edge.problem import Headers
 from app.edge.request_id import new_request_id
 from app.edge.unread import Unread
@@ -71,7 +72,7 @@ class Connections:
         """Count a connection; give the name that `leave` takes, None for one too many."""
         if not self.bounds.per_address or not host or self._is_trusted(host):
             return ""
-        name = limit_group(host)
+        name = party_of(host)
         if self._open[name] >= self.bounds.per_address:
             return None
         self._open[name] += 1

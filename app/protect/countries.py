@@ -9,11 +9,12 @@ import logging
 import os
 import stat
 from io import BytesIO
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.addresses import parse_address
 from app.keys.database import StartRefused
 
 if TYPE_CHECKING:
@@ -53,12 +54,9 @@ class Countries:
 
         It takes 15 to 40 µs.
         """
-        try:
-            parsed = ip_address(address)
-        except ValueError:
+        parsed = parse_address(address)
+        if parsed is None:
             return None
-        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
         if isinstance(parsed, IPv6Address) and not int(parsed) >> 32:
             return None  # where the file keeps what it knows of v4
         try:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from sqlalchemy import Engine, func, select, tuple_
 from sqlmodel import col
 
+from app.addresses import network_of
 from app.audit.models import Denial
 from app.keys.database import reading
 from app.keys.models import ApiKey, KeyAccess, KeySource, KeyUse
-from app.protect.threats import MINUTES_PER_DAY, Habits, Refused, network_of
+from app.protect.threats import MINUTES_PER_DAY, Habits, Refused
 
 REFUSALS_PER_READ = 5_000
 _KEYS_PER_READ = 100

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from statistics import median
 from typing import NamedTuple
+
+from app.addresses import network_of, party_of
 
 ALERT, BLOCK, QUARANTINE, OFF = "alert", "block", "quarantine", "off"
 
@@ -110,31 +111,6 @@ class Finding(NamedTuple):
     moments: tuple[float, ...] = ()
     sources: tuple[str, ...] = ()
     numbers: Mapping[str, float] = {}  # never changed
-
-
-def _parsed(address: str) -> IPv4Address | IPv6Address | None:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return None
-    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return mapped or parsed
-
-
-def party_of(address: str) -> str:
-    """Name who is blocked with an address: it alone, or the /64 of a v6 one."""
-    parsed = _parsed(address)
-    if isinstance(parsed, IPv6Address):
-        return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return address if parsed is None else str(parsed)
-
-
-def network_of(address: str) -> str | None:
-    """Name the network in which an address may move and still be usual: /24, of v6 /48."""
-    parsed = _parsed(address)
-    if parsed is None:
-        return None
-    return str(ip_network(f"{parsed}/{48 if isinstance(parsed, IPv6Address) else 24}", False))
 
 
 class Refused(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.edge.address import forwarded_hops, limit_group, parse_networks, source_address
+from app.edge.address import forwarded_hops, parse_networks, source_address
 
 TRUSTED = parse_networks(["10.0.0.0/8", "192.0.2.7", "fd00::/8"])
 
@@ -111,19 +111,3 @@ def test_no_client_moves_what_a_proxy_wrote(sent: str, host: str) -> None:
 def test_without_trusted_proxies_nothing_is_believed(peer: str, forwarded: bytes) -> None:
     """By default the peer is the source, whatever the header says."""
     assert source_address(peer, forwarded, []) == peer
-
-
-@pytest.mark.parametrize(
-    ("address", "group"),
-    [
-        ("198.51.100.1", "198.51.100.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
-        ("::ffff:198.51.100.1", "198.51.100.1"),
-        ("", ""),
-        ("testclient", "testclient"),
-    ],
-)
-def test_one_party_is_one_group(address: str, group: str) -> None:
-    """A v6 party owns a /64, a v4 one its address, also when it is written as v6."""
-    assert limit_group(address) == group

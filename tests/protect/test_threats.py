@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.edge.address import limit_group
 from app.protect.threats import (
     DORMANT_KEY,
     ENDED_KEY,
@@ -29,8 +27,6 @@ from app.protect.threats import (
     Use,
     judge_spike,
     judge_use,
-    network_of,
-    party_of,
 )
 
 T = Thresholds(failures_per_address=5, failures_per_key=3, revoked_key_attempts=2)
@@ -155,23 +151,6 @@ def test_a_flood_from_everywhere_is_bounded() -> None:
     judge.judge([Refused(5, "malformed", f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}") for n in many])
     assert judge.judge(attempts(4, start_s=6)) == []
     assert rules_of(judge.judge(attempts(1, start_s=10))) == [FAILED_ATTEMPTS]
-
-
-@given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
-def test_parties_are_those_of_the_limits(address: object) -> None:
-    """Whom a block names is whom the limit of failures counts, and is within its own network."""
-    text = str(address)
-    assert party_of(text) == limit_group(text)
-    network = network_of(text)
-    assert network is not None
-    plain = getattr(ip_address(text), "ipv4_mapped", None) or ip_address(text)
-    assert plain in ip_network(network)
-    assert ip_network(network).prefixlen == (24 if plain.version == 4 else 48)
-
-
-def test_what_is_no_address() -> None:
-    """What is no address has no network, and is its own party."""
-    assert (network_of("unix"), network_of(""), party_of("unix")) == (None, None, "unix")
 
 
 # --- uses ----------------------------------------------------------------------------------------
