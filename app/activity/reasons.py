@@ -13,6 +13,10 @@ from app.keys.roles import ADMIN
 from app.keys.shape import Presented
 from app.keys.verifier import is_argon2
 
+WRONG_SECRET = "wrong_secret"  # noqa: S105  # a reason
+# How a key may have ended.
+DELETED, DEACTIVATED, QUARANTINED = "deleted", "deactivated", "quarantined"
+EXPIRED, GRACE_OVER = "expired", "grace_over"
 # Of many requests that were only counted together.
 VARIOUS = "various"
 TOO_MANY_FAILURES = "too_many_failures"
@@ -44,13 +48,13 @@ EXPLANATIONS = {
     shape.FOREIGN: "The text is not of the form of this service's keys, nor one that was imported.",
     "unknown_key": "The key is well-formed, and none of this server: another server's, or made up.",
     "test_key_unknown": "A test key that this server has not: it may be another environment's.",
-    "wrong_secret": "There is a key of this id, but its secret is another one.",
+    WRONG_SECRET: "There is a key of this id, but its secret is another one.",
     "secret_key_changed": "The key was made under a SECRET_KEY that the server does not have now.",
-    "deleted": "The key has been deleted.",
-    "deactivated": "The key has been deactivated (revoked).",
-    "quarantined": "The key was quarantined for suspicious activity: look, then activate it.",
-    "expired": "The key has expired.",
-    "grace_over": "The key was rotated, and the grace of the old one is over: use the new one.",
+    DELETED: "The key has been deleted.",
+    DEACTIVATED: "The key has been deactivated (revoked).",
+    QUARANTINED: "The key was quarantined for suspicious activity: look, then activate it.",
+    EXPIRED: "The key has expired.",
+    GRACE_OVER: "The key was rotated, and the grace of the old one is over: use the new one.",
     "client_deactivated": "The key's client is deactivated, so none of its keys works.",
     "unusable": "The key's role does not go with its client: look at its row.",
     "valid_by_now": "The key was refused and is valid now: it was changed at about the same time.",
@@ -69,7 +73,7 @@ EXPLANATIONS = {
 }
 
 
-_INCONCLUSIVE = {"wrong_secret", "valid_by_now", shape.FOREIGN}
+_INCONCLUSIVE = {WRONG_SECRET, "valid_by_now", shape.FOREIGN}
 
 
 class Finding(NamedTuple):
@@ -124,7 +128,7 @@ def of_key(presented: Presented, suspects: list[Suspect], at: datetime) -> Findi
 
 def of_caller(suspect: Suspect | None, at: datetime) -> str:
     """Say why a caller who had been authenticated no longer was."""
-    return "deleted" if suspect is None else _fault(suspect, at)
+    return DELETED if suspect is None else _fault(suspect, at)
 
 
 def _of_suspect(suspect: Suspect, presented: Presented, at: datetime) -> Finding:
@@ -138,27 +142,27 @@ def _of_suspect(suspect: Suspect, presented: Presented, at: datetime) -> Finding
 def _secret_fault(key: ApiKey | KeyRecord, presented: Presented) -> str | None:
     verifier = key.verifier
     if verifier is None:
-        return "deleted"
+        return DELETED
     if is_argon2(verifier):
-        return None if key.lookup_tag in presented.proofs else "wrong_secret"
+        return None if key.lookup_tag in presented.proofs else WRONG_SECRET
     if verifier in presented.proofs:
         return None
     pepper = verifier.rpartition("$")[0]
     is_known = any(proof.startswith(f"{pepper}$") for proof in presented.proofs)
-    return "wrong_secret" if is_known else "secret_key_changed"
+    return WRONG_SECRET if is_known else "secret_key_changed"
 
 
 def _fault(suspect: Suspect, at: datetime) -> str:
     key = suspect.key
     if key.verifier is None:
-        return "deleted"
+        return DELETED
     if not key.is_active:
         quarantined = isinstance(key, ApiKey) and key.quarantined_at is not None
-        return "quarantined" if quarantined else "deactivated"
+        return QUARANTINED if quarantined else DEACTIVATED
     end = min((one for one in (key.expires_at, key.grace_until) if one is not None), default=None)
     if end is not None and end <= at:
         # Whose grace was cut short by its own end has expired.
-        return "expired" if end == key.expires_at else "grace_over"
+        return EXPIRED if end == key.expires_at else GRACE_OVER
     if not suspect.client_is_active:
         return "client_deactivated"
     return "valid_by_now" if (key.client_id is None) == (key.role == ADMIN) else "unusable"

@@ -1,14 +1,15 @@
 """The evidence that threats are told by, read from activity.db: refusals, uses, habits of keys."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import NamedTuple
 
 from sqlalchemy import Engine, func, select, tuple_
 from sqlmodel import col
 
+from app.activity.reasons import TOO_MANY_FAILURES
+from app.activity.rows import chunks
 from app.addresses import network_of
 from app.audit.models import Denial
 from app.keys.database import reading
@@ -16,10 +17,7 @@ from app.keys.models import ApiKey, KeyAccess, KeySource, KeyUse
 from app.protect.threats import MINUTES_PER_DAY, Habits, Refused
 
 REFUSALS_PER_READ = 5_000
-_KEYS_PER_READ = 100
 _UNAUTHENTICATED = 401
-# Whose key fails once too often gets a 429: it is a failure still (app/activity/reasons.py).
-_TOO_MANY = "too_many_failures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,8 @@ def read_refusals(engine: Engine, after: Place, until: datetime) -> tuple[list[R
     wanted = (
         select(*name, *columns)
         .where(tuple_(*name) > tuple_(*after), col(Denial.at) >= after.at, col(Denial.at) <= until)
-        .where((col(Denial.status) == _UNAUTHENTICATED) | (col(Denial.reason) == _TOO_MANY))
+        # Whose key fails once too often gets a 429: it is a failure still.
+        .where((col(Denial.status) == _UNAUTHENTICATED) | (col(Denial.reason) == TOO_MANY_FAILURES))
         .order_by(*name)
         .limit(REFUSALS_PER_READ)
     )
@@ -107,7 +106,7 @@ def read_habits(sources: Sources, key_ids: Iterable[str], before: int) -> dict[s
             found[key.key_id].client_id = key.client_id
     observed = _observed_since(sources.activity, before)
     oldest = before - sources.access_kept_days * MINUTES_PER_DAY
-    for some in _chunks(found):
+    for some in chunks(list(found)):
         _add_owners(sources.control, some, found, observed)
         _add_uses(sources.activity, some, found, before, oldest)
         _add_accesses(sources.activity, some, found, before)
@@ -192,9 +191,3 @@ def _add_network(habits: Habits, source_ip: str) -> None:
 
 def _minute(moment: datetime) -> int:
     return int(moment.timestamp() // 60)
-
-
-def _chunks(key_ids: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(key_ids)
-    while some := list(islice(rest, _KEYS_PER_READ)):
-        yield some

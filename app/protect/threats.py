@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import NamedTuple
 
+from app.activity import reasons
 from app.addresses import network_of, party_of
+from app.keys import shape
 
 ALERT, BLOCK, QUARANTINE, OFF = "alert", "block", "quarantine", "off"
 
@@ -34,9 +36,11 @@ NETWORKS_MAX = 200
 # A median of fewer minutes says nothing about what is usual.
 SPIKE_MINUTES_MIN = 10
 # How the reasons of refusals are called that are no attempt to get in: nothing was sent to try.
-_NO_ATTEMPT = {"no_key", "authorization_not_understood", "various"}
-_WRONG_SECRET = "wrong_secret"  # noqa: S105  # a reason, see app/activity/reasons.py
-_ENDED = {"deactivated", "deleted", "expired", "grace_over", "quarantined"}
+_NO_ATTEMPT = {shape.NONE, shape.NOT_UNDERSTOOD, reasons.VARIOUS}
+_ENDED = {
+    *(reasons.DEACTIVATED, reasons.DELETED, reasons.EXPIRED),
+    *(reasons.GRACE_OVER, reasons.QUARANTINED),
+}
 
 
 class Rule(NamedTuple):
@@ -184,7 +188,7 @@ def _subjects(one: Refused) -> Iterable[tuple[str, str, str]]:
     party = party_of(one.source_ip)
     if one.reason not in _NO_ATTEMPT and party:
         yield FAILED_ATTEMPTS, party, one.reason
-    if one.key_id is not None and one.reason == _WRONG_SECRET:
+    if one.key_id is not None and one.reason == reasons.WRONG_SECRET:
         yield KEY_GUESSED_AT, one.key_id, party
     if one.key_id is not None and one.reason in _ENDED:
         yield ENDED_KEY, one.key_id, f"{one.reason} {party}"
