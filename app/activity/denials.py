@@ -13,7 +13,7 @@ from sqlalchemy import Engine, delete, func, select
 from sqlmodel import Session, col
 
 from app.activity import reasons
-from app.activity.reasons import Finding, Suspect
+from app.activity.reasons import Diagnosis, Suspect
 from app.activity.refusals import Refusal, Repeats, Telling, moment
 from app.activity.rows import chunks, storable_address, storable_agent, storable_text, upsert
 from app.audit.chain import ChainKeys
@@ -80,10 +80,10 @@ class DenialLog:
         StorageUnavailable; then nothing was written, and may be given again.
         """
         counted = [Repeats.of(one) for one in refusals] + repeats
-        findings = self._find([one.first for one in counted])
-        found = [(one.explained(), why) for one, why in zip(counted, findings, strict=True)]
+        diagnoses = self._find([one.first for one in counted])
+        found = [(one.explained(), why) for one, why in zip(counted, diagnoses, strict=True)]
         telling, events = self._telling.after(found, int(time() // 60), is_last=is_last)
-        rows = [_row(one, found) for one, found in zip(refusals, findings, strict=False)]
+        rows = [_row(one, found) for one, found in zip(refusals, diagnoses, strict=False)]
         if rows or events:
             with writing(self._activity) as session:
                 upsert(session, Denial, rows, None)
@@ -93,14 +93,14 @@ class DenialLog:
             self._prune_at_s = time() + PRUNE_EVERY_S
             self._prune()
 
-    def _find(self, refusals: list[Refusal]) -> list[Finding]:
+    def _find(self, refusals: list[Refusal]) -> list[Diagnosis]:
         """Find the reasons, reading the rows of the keys that are named, whatever their state."""
         presented = [one.presented for one in refusals if one.presented is not None]
         key_ids = {one.key_id for one in presented if one.key_id is not None}
         lost = {one.key_id for one in refusals if not one.reason and one.key_id is not None}
         tags = {proof for one in presented if one.key_id is None for proof in one.proofs}
         if not (key_ids or lost or tags):
-            return [_finding(one, {}) for one in refusals]
+            return [_diagnosis(one, {}) for one in refusals]
         configured = self._configured()
         with reading(self._control) as session:
             stored = _stored(session, key_ids | lost, tags)
@@ -119,7 +119,7 @@ class DenialLog:
         for key_id in key_ids:  # those of the settings have a name that is not in their text
             for record in configured.by_token_id(key_id):
                 by_name.setdefault(key_id, []).extend(by_name[record.key_id])
-        return [_finding(one, by_name) for one in refusals]
+        return [_diagnosis(one, by_name) for one in refusals]
 
     def _prune(self) -> None:
         """Let go of what has been kept for its time, and of what is too much."""
@@ -162,7 +162,7 @@ def _active_clients(session: Session, client_ids: set[str]) -> set[str]:
     return active
 
 
-def _finding(refusal: Refusal, by_name: dict[str, list[Suspect]]) -> Finding:
+def _diagnosis(refusal: Refusal, by_name: dict[str, list[Suspect]]) -> Diagnosis:
     at = moment(refusal.at_s)
     presented = refusal.presented
     if presented is not None:
@@ -171,20 +171,20 @@ def _finding(refusal: Refusal, by_name: dict[str, list[Suspect]]) -> Finding:
         found = reasons.of_key(presented, suspects, at)
         return found._replace(reason=refusal.reason) if refusal.reason else found
     if refusal.reason:
-        return Finding(refusal.reason, refusal.key_id, refusal.client_id)
+        return Diagnosis(refusal.reason, refusal.key_id, refusal.client_id)
     caller = by_name.get(refusal.key_id or "", [None])[0]
-    return Finding(reasons.of_caller(caller, at), refusal.key_id, refusal.client_id)
+    return Diagnosis(reasons.of_caller(caller, at), refusal.key_id, refusal.client_id)
 
 
-def _row(refusal: Refusal, finding: Finding) -> dict[str, Any]:
+def _row(refusal: Refusal, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "request_id": refusal.request_id,
         "at": moment(refusal.at_s),
         "status": refusal.status,
-        "reason": finding.reason[:64],
-        "explanation": storable_text(reasons.explanation(finding.reason, refusal.detail)),
-        "client_id": finding.client_id,
-        "key_id": finding.key_id,
+        "reason": diagnosis.reason[:64],
+        "explanation": storable_text(reasons.explanation(diagnosis.reason, refusal.detail)),
+        "client_id": diagnosis.client_id,
+        "key_id": diagnosis.key_id,
         "endpoint": refusal.endpoint,
         "source_ip": storable_address(refusal.source_ip),
         "user_agent": storable_agent(refusal.user_agent),

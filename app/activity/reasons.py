@@ -76,7 +76,7 @@ EXPLANATIONS = {
 _INCONCLUSIVE = {WRONG_SECRET, "valid_by_now", shape.FOREIGN}
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """A reason, and the key and client that it concerns, if they are known."""
 
     reason: str
@@ -114,16 +114,16 @@ def explanation(reason: str, detail: str = "") -> str:
     return f"{text} ({detail})" if detail else text
 
 
-def of_key(presented: Presented, suspects: list[Suspect], at: datetime) -> Finding:
+def of_key(presented: Presented, suspects: list[Suspect], at: datetime) -> Diagnosis:
     """Say why a credential was not accepted at a moment, given the keys that it may be."""
     if not suspects:
         if presented.shape != shape.WELL_FORMED:
-            return Finding(presented.shape)
+            return Diagnosis(presented.shape)
         reason = "test_key_unknown" if presented.environment == "test" else "unknown_key"
-        return Finding(reason, presented.key_id)
-    findings = [_of_suspect(one, presented, at) for one in suspects]
+        return Diagnosis(reason, presented.key_id)
+    diagnoses = [_of_suspect(one, presented, at) for one in suspects]
     # Of several with the same short tag, the one that tells of an end.
-    return next((one for one in findings if one.reason not in _INCONCLUSIVE), findings[0])
+    return next((one for one in diagnoses if one.reason not in _INCONCLUSIVE), diagnoses[0])
 
 
 def of_caller(suspect: Suspect | None, at: datetime) -> str:
@@ -131,12 +131,12 @@ def of_caller(suspect: Suspect | None, at: datetime) -> str:
     return DELETED if suspect is None else _fault(suspect, at)
 
 
-def _of_suspect(suspect: Suspect, presented: Presented, at: datetime) -> Finding:
+def _of_suspect(suspect: Suspect, presented: Presented, at: datetime) -> Diagnosis:
     reason = _secret_fault(suspect.key, presented) or _fault(suspect, at)
     if presented.shape != shape.WELL_FORMED and reason == "valid_by_now":
         # The tags that it was found by are short: another text may have one of them as well.
-        return Finding(presented.shape)
-    return Finding(reason, suspect.key.key_id, suspect.key.client_id)
+        return Diagnosis(presented.shape)
+    return Diagnosis(reason, suspect.key.key_id, suspect.key.client_id)
 
 
 def _secret_fault(key: ApiKey | KeyRecord, presented: Presented) -> str | None:

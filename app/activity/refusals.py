@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import NamedTuple
 
-from app.activity.reasons import VARIOUS, Finding, explanation
+from app.activity.reasons import VARIOUS, Diagnosis, explanation
 from app.activity.rows import storable_address, storable_agent
 from app.audit.chain import Event, detail_text
 from app.keys.shape import Presented
@@ -84,7 +84,7 @@ class Telling(NamedTuple):
     """What a minute's events have told of, and what has come since of the same kinds."""
 
     minute: int = 0
-    told: dict[_Kind, tuple[Repeats, Finding] | None] = {}  # noqa: RUF012  # never changed
+    told: dict[_Kind, tuple[Repeats, Diagnosis] | None] = {}  # noqa: RUF012  # never changed
 
     @property
     def has_repeats(self) -> bool:
@@ -92,7 +92,7 @@ class Telling(NamedTuple):
         return any(self.told.values())
 
     def after(
-        self, counted: list[tuple[Repeats, Finding]], minute: int, *, is_last: bool = False
+        self, counted: list[tuple[Repeats, Diagnosis]], minute: int, *, is_last: bool = False
     ) -> tuple["Telling", list[Event]]:
         """Give what follows on these refusals, and the events that tell of them now.
 
@@ -102,13 +102,13 @@ class Telling(NamedTuple):
         events: list[Event] = []
         if minute != self.minute:
             events, told = _events_of(told), {}
-        new: dict[_Kind, tuple[Repeats, Finding]] = {}
+        new: dict[_Kind, tuple[Repeats, Diagnosis]] = {}
         parties = Counter(kind.party for kind in told)
-        for repeats, finding in counted:
-            kind = _kind(repeats.first, finding)
+        for repeats, diagnosis in counted:
+            kind = _kind(repeats.first, diagnosis)
             if kind not in told and kind not in new:
                 # What concerns a key that is there is not to be hidden by a flood of what does not.
-                share = 1 if finding.client_id is None else 2
+                share = 1 if diagnosis.client_id is None else 2
                 if len(told) + len(new) >= share * KINDS_MAX:
                     kind = _Kind("", VARIOUS, None, "")
                 elif parties[kind.party] >= share * KINDS_OF_PARTY_MAX:
@@ -116,7 +116,7 @@ class Telling(NamedTuple):
             if kind not in told and kind not in new:
                 parties[kind.party] += 1
             since = told if kind in told else new
-            found = Finding(VARIOUS) if kind.reason == VARIOUS else finding
+            found = Diagnosis(VARIOUS) if kind.reason == VARIOUS else diagnosis
             before = since.get(kind)
             since[kind] = (repeats if before is None else before[0].plus(repeats), found)
         events += [_event(*one) for one in new.values()]
@@ -127,27 +127,27 @@ class Telling(NamedTuple):
         return Telling(minute, told), events
 
 
-def _events_of(told: dict[_Kind, tuple[Repeats, Finding] | None]) -> list[Event]:
+def _events_of(told: dict[_Kind, tuple[Repeats, Diagnosis] | None]) -> list[Event]:
     return [_event(*one) for one in told.values() if one is not None]
 
 
-def _kind(refusal: Refusal, finding: Finding) -> _Kind:
+def _kind(refusal: Refusal, diagnosis: Diagnosis) -> _Kind:
     # Ids of keys that are not there cost whoever makes them up nothing.
-    is_known = finding.reason not in {"unknown_key", "test_key_unknown"}
-    key_id = finding.key_id if is_known else None
-    return _Kind(refusal.party, finding.reason, key_id, refusal.endpoint)
+    is_known = diagnosis.reason not in {"unknown_key", "test_key_unknown"}
+    key_id = diagnosis.key_id if is_known else None
+    return _Kind(refusal.party, diagnosis.reason, key_id, refusal.endpoint)
 
 
-def _event(repeats: Repeats, finding: Finding) -> Event:
+def _event(repeats: Repeats, diagnosis: Diagnosis) -> Event:
     first = repeats.first
-    is_one = finding.reason != VARIOUS
+    is_one = diagnosis.reason != VARIOUS
     detail = {
-        "reason": finding.reason,
-        "explanation": explanation(finding.reason, first.detail if is_one else ""),
+        "reason": diagnosis.reason,
+        "explanation": explanation(diagnosis.reason, first.detail if is_one else ""),
         "status": first.status,
         # A key that was named is not one that was authenticated.
         "authenticated": first.status != HTTPStatus.UNAUTHORIZED and first.key_id is not None,
-        "key_id": finding.key_id,
+        "key_id": diagnosis.key_id,
         "count": repeats.times,
         "first_request_id": first.request_id,
         "last_request_id": repeats.last_request_id,
@@ -157,8 +157,8 @@ def _event(repeats: Repeats, finding: Finding) -> Event:
     return Event(
         at=moment(first.at_s),
         action=DENIED,
-        actor=finding.key_id or UNKNOWN,
-        client_id=finding.client_id,
+        actor=diagnosis.key_id or UNKNOWN,
+        client_id=diagnosis.client_id,
         target=first.endpoint,
         source_ip=storable_address(first.source_ip),
         user_agent=storable_agent(first.user_agent),

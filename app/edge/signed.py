@@ -17,12 +17,12 @@ from app.errors import Forbidden, InvalidSignature, Overloaded
 from app.keys.principal import Principal
 from app.keys.signing import ED25519, Signing
 from app.pool import BoundedPool
-from app.protect.nonces import Nonces, Used
+from app.protect.nonces import Nonces, SpentNonce
 from app.protect.signatures import (
     AGE_S_MAX,
     SKEW_S,
     Message,
-    Verified,
+    Unconfirmed,
     check_digest,
     field,
     is_signed,
@@ -44,7 +44,7 @@ class Signed(NamedTuple):
 
     signing: Signing
     nonce_of: str
-    verified: Verified
+    unconfirmed: Unconfirmed
 
 
 class Signatures:
@@ -89,30 +89,30 @@ class Signatures:
         key = self._keys.open(signing)
         if key is None:
             raise InvalidSignature("the server has nothing that it could be held against")
-        verified = verify(
+        unconfirmed = verify(
             self._message(scope), key, principal.key_id, self._clock(), self._age_s_max
         )
         # Of a public key that several API keys share: what is signed for one is not for the others.
         nonce_of = principal.key_id
         if key.algorithm == ED25519:
             nonce_of = f"{ED25519}:{hashlib.sha256(key.material).hexdigest()[:48]}"
-        return Signed(signing, nonce_of, verified)
+        return Signed(signing, nonce_of, unconfirmed)
 
     async def confirm(self, signed: Signed, body: bytes) -> None:
         """Check the body, as it was sent, and use up the nonce.
 
         Raises InvalidSignature; StorageUnavailable and Overloaded where the nonce can't be written.
         """
-        verified = signed.verified
-        if verified.digest is not None:
+        unconfirmed = signed.unconfirmed
+        if unconfirmed.digest is not None:
             if len(body) > INLINE_BYTES_MAX:
-                await asyncio.to_thread(check_digest, verified.digest, body)
+                await asyncio.to_thread(check_digest, unconfirmed.digest, body)
             else:
-                check_digest(verified.digest, body)
+                check_digest(unconfirmed.digest, body)
         elif body:
             raise InvalidSignature("it does not cover content-digest")
-        until_s = verified.created_s + self._age_s_max + SKEW_S
-        if not await self._burner.burn(Used(signed.nonce_of, verified.nonce, until_s)):
+        until_s = unconfirmed.created_s + self._age_s_max + SKEW_S
+        if not await self._burner.burn(SpentNonce(signed.nonce_of, unconfirmed.nonce, until_s)):
             raise InvalidSignature("its nonce was used before")
 
     def check_still(
@@ -152,11 +152,11 @@ class _Burner:
     def __init__(self, nonces: Nonces) -> None:
         self._nonces = nonces
         self._pool = BoundedPool("nonces", 1, 1)
-        self._waiting: list[tuple[Used, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[SpentNonce, asyncio.Future[bool]]] = []
         self._task: asyncio.Task[None] | None = None
         self.close = self._pool.close
 
-    async def burn(self, used: Used) -> bool:
+    async def burn(self, used: SpentNonce) -> bool:
         """Use a nonce up, and say whether it was new."""
         if len(self._waiting) >= BURNS_WAITING_MAX:
             raise Overloaded
@@ -175,7 +175,7 @@ class _Burner:
         finally:
             self._task = None
 
-    async def _burn_all(self, some: list[tuple[Used, asyncio.Future[bool]]]) -> None:
+    async def _burn_all(self, some: list[tuple[SpentNonce, asyncio.Future[bool]]]) -> None:
         try:
             are_new = await self._pool.run(self._nonces.burn, [used for used, _ in some])
         except Exception as error:  # noqa: BLE001  # whatever it is, each of them is told

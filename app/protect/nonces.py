@@ -20,7 +20,7 @@ _INSERT = text(
 ).bindparams(bindparam("expires_at", type_=UtcDateTime()))
 
 
-class Used(NamedTuple):
+class SpentNonce(NamedTuple):
     """A nonce, whose it is, and until when a signature with it could be accepted."""
 
     key_id: str
@@ -35,7 +35,7 @@ class Nonces:
         self._engine = engine
         self._prune_at = 0.0
 
-    def burn(self, used: Sequence[Used]) -> list[bool]:
+    def burn(self, used: Sequence[SpentNonce]) -> list[bool]:
         """Use nonces up, and say of each whether it was new; raise StorageUnavailable.
 
         One transaction; a thread's work. A power cut may lose the last of them, nothing else does.

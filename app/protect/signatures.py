@@ -83,7 +83,7 @@ class Signature(NamedTuple):
         return "\n".join([*lines, f'"@signature-params": {self.line}']).encode("latin-1", "replace")
 
 
-class Verified(NamedTuple):
+class Unconfirmed(NamedTuple):
     """What is left to check of a signature that holds: the body's digest, and its nonce.
 
     `digest` is the field Content-Digest, None where the signature does not cover it.
@@ -123,12 +123,12 @@ def signatures(fields: Fields) -> Iterator[Signature]:
 
 def verify(
     message: Message, key: SigningKey, key_id: str, now_s: float, age_s_max: int = AGE_S_MAX
-) -> Verified:
+) -> Unconfirmed:
     """Return what is left to check of the first signature that holds; else InvalidSignature."""
     fault: InvalidSignature | None = None
     for one in signatures(message.fields):
         try:
-            return _verified(message, one, key, key_id, now_s, age_s_max)
+            return _unconfirmed(message, one, key, key_id, now_s, age_s_max)
         except InvalidSignature as error:
             fault = fault or error
     raise fault or InvalidSignature("there is none")
@@ -163,14 +163,14 @@ def holds(key: SigningKey, base: bytes, value: bytes) -> bool:
     return True
 
 
-def _verified(  # noqa: PLR0913, PLR0917  # see verify
+def _unconfirmed(  # noqa: PLR0913, PLR0917  # see verify
     message: Message,
     signature: Signature,
     key: SigningKey,
     key_id: str,
     now_s: float,
     age_s_max: int,
-) -> Verified:
+) -> Unconfirmed:
     _check_covered(message, signature.components)
     parameters = signature.parameters
     created_s = _check_time(parameters, now_s, age_s_max)
@@ -186,7 +186,7 @@ def _verified(  # noqa: PLR0913, PLR0917  # see verify
         raise InvalidSignature(f"it is not the {key.algorithm} signature of what it covers")
     is_digested = "content-digest" in signature.components
     digest = field(message.fields, "content-digest") if is_digested else None
-    return Verified(nonce, created_s, digest)
+    return Unconfirmed(nonce, created_s, digest)
 
 
 def _check_covered(message: Message, components: list[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.activity import reasons
-from app.activity.reasons import EXPLANATIONS, Finding, Suspect
+from app.activity.reasons import EXPLANATIONS, Diagnosis, Suspect
 from app.keys import shape
 from app.keys.models import ApiKey
 from app.keys.shape import Presented, shape_of
@@ -56,16 +56,16 @@ def suspect(*, client_is_active: bool = True, **fields: object) -> Suspect:
 )
 def test_the_row_tells(found: Suspect, expected: str) -> None:
     """A key that was sent whole is told by its row; with another secret it says that first."""
-    finding = reasons.of_key(PRESENTED, [found], NOW)
-    assert finding == Finding(expected, TOKEN.key_id, "acme")
-    assert finding.reason in EXPLANATIONS
+    diagnosis = reasons.of_key(PRESENTED, [found], NOW)
+    assert diagnosis == Diagnosis(expected, TOKEN.key_id, "acme")
+    assert diagnosis.reason in EXPLANATIONS
 
 
 def test_a_short_tag_proves_nothing() -> None:
     """A foreign text that has the tag of a key that works is not said to be that key."""
     presented = Presented(shape.FOREIGN, proofs=PRESENTED.proofs)
-    assert reasons.of_key(presented, [suspect()], NOW) == Finding(shape.FOREIGN)
-    assert reasons.of_key(presented, [suspect(), suspect(is_active=False)], NOW) == Finding(
+    assert reasons.of_key(presented, [suspect()], NOW) == Diagnosis(shape.FOREIGN)
+    assert reasons.of_key(presented, [suspect(), suspect(is_active=False)], NOW) == Diagnosis(
         "deactivated", TOKEN.key_id, "acme"
     )
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from app.activity.denials import DenialLog
-from app.activity.reasons import VARIOUS, Finding
+from app.activity.reasons import VARIOUS, Diagnosis
 from app.activity.refusals import KINDS_MAX, KINDS_OF_PARTY_MAX, Refusal, Repeats, Telling
 from app.audit.models import AuditEvent, Denial
 from app.edge import denials as module
@@ -239,11 +239,11 @@ def refused(at_s: float, party: str = "p", reason: str = "no_key", **fields: Any
     )  # fmt: skip
 
 
-def told(*counted: Refusal | Repeats) -> list[tuple[Repeats, Finding]]:
+def told(*counted: Refusal | Repeats) -> list[tuple[Repeats, Diagnosis]]:
     """Give refusals as they are told."""
     repeats = [one if isinstance(one, Repeats) else Repeats.of(one) for one in counted]
     return [
-        (one, Finding(one.first.reason, one.first.key_id, one.first.client_id)) for one in repeats
+        (one, Diagnosis(one.first.reason, one.first.key_id, one.first.client_id)) for one in repeats
     ]
 
 

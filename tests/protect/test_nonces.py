@@ -10,14 +10,14 @@ from app.activity.database import open_activity
 from app.errors import StorageUnavailable
 from app.keys.database import reading
 from app.protect.models import Nonce
-from app.protect.nonces import Nonces, Used
+from app.protect.nonces import Nonces, SpentNonce
 
 NONCE = "0123456789abcdef"
 
 
-def used(key_id: str = "abc", nonce: str = NONCE, in_s: float = 60) -> Used:
+def used(key_id: str = "abc", nonce: str = NONCE, in_s: float = 60) -> SpentNonce:
     """Give a nonce that is kept for so long."""
-    return Used(key_id, nonce, time.time() + in_s)
+    return SpentNonce(key_id, nonce, time.time() + in_s)
 
 
 def count(activity: Engine) -> int:

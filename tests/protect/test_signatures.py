@@ -15,7 +15,7 @@ from app.protect.signatures import (
     SIGNATURES_MAX,
     SKEW_S,
     Message,
-    Verified,
+    Unconfirmed,
     check_digest,
     holds,
     signatures,
@@ -102,7 +102,7 @@ def signed(
     return message(fields=headers | changes.pop("fields", {}), **changes)
 
 
-def check(one: Message, key: SigningKey = KEY, now_s: float = NOW_S) -> Verified:
+def check(one: Message, key: SigningKey = KEY, now_s: float = NOW_S) -> Unconfirmed:
     """Verify a request of key_id `abc`."""
     return verify(one, key, "abc", now_s)
 
@@ -157,13 +157,13 @@ def test_components_of_a_bare_request() -> None:
 
 def test_what_is_left_to_check() -> None:
     """A signature that holds leaves its nonce and the digest of the body."""
-    assert check(signed()) == Verified(NONCE, NOW_S, COVERED["content-digest"])
+    assert check(signed()) == Unconfirmed(NONCE, NOW_S, COVERED["content-digest"])
     by_uri = {
         "@method": "GET",
         "@target-uri": "https://logs.example.com/api/v1/logs?client_id=acme",
     }
     plain = signed(by_uri, method="GET", has_body=False)
-    assert check(plain) == Verified(NONCE, NOW_S, None)
+    assert check(plain) == Unconfirmed(NONCE, NOW_S, None)
 
 
 @given(st.data())
