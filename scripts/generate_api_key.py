@@ -35,7 +35,7 @@ from app.keys.restrictions import ENFORCE, REPORT, parse_hours
 from app.keys.roles import ADMIN, ROLES
 from app.keys.signing import ALGORITHMS, ED25519
 from app.keys.token import ENVIRONMENTS
-from app.protect.signing_keys import TEXT_LENGTH_MAX
+from app.protect.public_keys import TEXT_LENGTH_MAX
 
 RULE = "-" * 72
 

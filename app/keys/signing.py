@@ -28,6 +28,13 @@ class Signing:
     is_required: bool
 
 
+class SigningKey(NamedTuple):
+    """What signatures are held against: a secret, or a public key of 32 bytes."""
+
+    algorithm: str
+    material: bytes
+
+
 class NewSigningKey(NamedTuple):
     """A signing key to be stored; `secret` is shown to its owner, this once, and is base64."""
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import http_sf
 
 from app.errors import InvalidSignature
-from app.keys.signing import ED25519, HMAC_SHA256
-from app.protect.signing_keys import SigningKey
+from app.keys.signing import ED25519, HMAC_SHA256, SigningKey
 
 AGE_S_MAX = 300
 # How far a sender's clock may be ahead.

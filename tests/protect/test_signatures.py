@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidSignature
-from app.keys.signing import ED25519, HMAC_SHA256
+from app.keys.signing import ED25519, HMAC_SHA256, SigningKey
+from app.protect.public_keys import parse_public_key
 from app.protect.signatures import (
     AGE_S_MAX,
     FIELD_BYTES_MAX,
@@ -21,7 +22,6 @@ from app.protect.signatures import (
     signatures,
     verify,
 )
-from app.protect.signing_keys import SigningKey, parse_public_key
 from tests.signing import Signer, content_digest
 
 # RFC 9421, B.1.4, B.1.5 and B.2: the keys and the message of its examples.

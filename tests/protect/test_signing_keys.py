@@ -12,7 +12,8 @@ from app.keys.models import ApiKey
 from app.keys.registry import create_key, get_key
 from app.keys.signing import ED25519, HMAC_SHA256, NewSigningKey, Signing
 from app.keys.verifier import Peppers
-from app.protect.signing_keys import SigningKeys, parse_public_key
+from app.protect.public_keys import parse_public_key
+from app.protect.signing_keys import SigningKeys
 from tests.signing import Signer
 from tests.support import BY
 
