@@ -4,8 +4,6 @@ A public key is stored as it is. A signing secret can't be hashed, since it is w
 made anew from; it is stored under AES-256-GCM, whose key is derived from SECRET_KEY:
 
     $aes256gcm$s=<secret id>$<base64 of nonce and ciphertext>
-
-`cryptography` is imported where it is needed: it takes 10 MB, and most workers never need it.
 """
 
 import os
@@ -17,6 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlmodel import col
 
 from app.errors import Invalid
+from app.keys.aead import KEY_BYTES, seal, unseal
 from app.keys.database import reading, writing
 from app.keys.models import ApiKey
 from app.keys.signing import ALGORITHMS, ED25519, HMAC_SHA256, NewSigningKey, Signing, SigningKey
@@ -28,7 +27,6 @@ SECRET_BYTES = 32
 # Opened secrets that are kept; past this they are opened anew, 20 us each.
 OPENED_MAX = 10_000
 
-_SEAL_NONCE_BYTES = 12
 _ID_BYTES = 4
 
 
@@ -41,9 +39,9 @@ class SigningKeys:
     """Makes signing keys and opens them: the first secret seals, all of them open."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        seals = [_seal(secret.encode()) for secret in secrets]
+        seals = [_seal_of(secret.encode()) for secret in secrets]
         self._current = seals[0]
-        self._seals = {seal.id: seal for seal in seals}
+        self._seals = {one.id: one for one in seals}
         self._opened: dict[str, SigningKey] = {}
 
     def make(self, algorithm: str, public_key: str | None) -> NewSigningKey:
@@ -106,27 +104,20 @@ class SigningKeys:
         return len(resealed)
 
     def _sealed(self, secret: bytes) -> str:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
-
-        nonce = os.urandom(_SEAL_NONCE_BYTES)
-        seal = self._current
-        content = nonce + AESGCM(seal.key).encrypt(nonce, secret, seal.id.encode())
-        return f"{SEALED}s={seal.id}${b64encode(content).decode()}"
+        current = self._current
+        content = b64encode(seal(current.key, secret, current.id.encode())).decode()
+        return f"{SEALED}s={current.id}${content}"
 
     def _unsealed(self, stored: str) -> bytes | None:
         secret_id, _, text = stored.removeprefix(f"{SEALED}s=").partition("$")
-        seal = self._seals.get(secret_id)
-        if seal is None:
+        sealed_by = self._seals.get(secret_id)
+        if sealed_by is None:
             return None
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
-
         try:
-            content = b64decode(text, validate=True)
-            nonce, content = content[:_SEAL_NONCE_BYTES], content[_SEAL_NONCE_BYTES:]
-            return AESGCM(seal.key).decrypt(nonce, content, seal.id.encode())
-        except (InvalidTag, ValueError):  # somebody changed the row
+            sealed = b64decode(text, validate=True)
+        except ValueError:  # somebody changed the row
             return None
+        return unseal(sealed_by.key, sealed, sealed_by.id.encode())
 
 
 def _of_public_key(stored: str) -> SigningKey | None:
@@ -136,8 +127,8 @@ def _of_public_key(stored: str) -> SigningKey | None:
         return None
 
 
-def _seal(secret: bytes) -> _Seal:
+def _seal_of(secret: bytes) -> _Seal:
     return _Seal(
         id=hkdf_sha256(secret, b"central-logger signing keys id", _ID_BYTES).hex(),
-        key=hkdf_sha256(secret, b"central-logger signing keys", 32),
+        key=hkdf_sha256(secret, b"central-logger signing keys", KEY_BYTES),
     )
