@@ -17,11 +17,14 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
+from app.delivery.claims import add_claim
 from app.edge.switch import Edge
 from app.keys.bootstrap import open_secrets
-from app.keys.changes import Author
-from app.keys.database import embedded_url, open_engine
+from app.keys.changes import Author, writing_for
+from app.keys.database import embedded_url, open_engine, writing
+from app.keys.lifecycle import Rotation, replace_key
 from app.keys.lifecycle import deactivate_key as switch_off
+from app.keys.models import ApiKey
 from app.keys.registry import create_key
 from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
@@ -101,6 +104,22 @@ def postgresql() -> Iterator[Engine]:
         yield engine
         engine.dispose()
         server.cleanup()
+
+
+def rotate_key(
+    engine: Engine, peppers: Peppers, key_id: str, *, by: Author, **how: Any
+) -> Rotation:
+    """Rotate a key in a transaction of its own."""
+    with writing_for(engine, by) as (session, asker):
+        return replace_key(session, peppers, key_id, by=by, asker=asker, **how)
+
+
+def create_claim(
+    engine: Engine, key: ApiKey, text: str, url: str, *, by: Author, **how: Any
+) -> str:
+    """Make a claim link in a transaction of its own."""
+    with writing(engine) as session:
+        return add_claim(session, key, text, url, by=by, **how)
 
 
 class Service:

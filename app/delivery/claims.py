@@ -8,7 +8,6 @@ as well, by another label. Who knows a public id and guesses at the secret thus 
 same before and after the link was used, and uses nothing up.
 """
 
-import os
 from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from sqlmodel import Session, col
 
 from app.columns import utc_now
 from app.errors import Gone, NotFound
+from app.keys.aead import KEY_BYTES, seal, unseal
 from app.keys.changes import Author
 from app.keys.database import reading, writing
 from app.keys.models import ApiKey, Claim, Client
@@ -31,8 +31,6 @@ BY_LINK = "claim link"
 TTL_S = 72 * 3600
 
 _PREFIX = "cl_claim"
-_NONCE_BYTES = 12
-_AES_KEY_BYTES = 32
 _TAG_BYTES = 14
 _TAG_LENGTH = 19  # base62 digits that hold 14 bytes
 _USED_UP = {"sealed": None}
@@ -46,18 +44,13 @@ class Claimed(NamedTuple):
     url: str
 
 
-def create_claim(  # noqa: PLR0913 (what is given, and by whom)
-    engine: Engine, key: ApiKey, text: str, url: str, *, by: Author, ttl_s: float = TTL_S
-) -> str:
-    """Store a key's text, sealed, for whoever comes first; give the token of the link."""
-    with writing(engine) as session:
-        return add_claim(session, key, text, url, by=by, ttl_s=ttl_s)
-
-
-def add_claim(  # noqa: PLR0913 (as above)
+def add_claim(  # noqa: PLR0913 (what is given, and by whom)
     session: Session, key: ApiKey, text: str, url: str, *, by: Author, ttl_s: float = TTL_S
 ) -> str:
-    """Do the same in the caller's transaction, which may have made the key."""
+    """Store a key's text, sealed, for whoever comes first; give the token of the link.
+
+    In the caller's transaction, which may have made the key.
+    """
     now = utc_now()
     token = mint(_PREFIX, None).text
     parsed = _parse(token)
@@ -73,7 +66,7 @@ def add_claim(  # noqa: PLR0913 (as above)
     claim = Claim(
         claim_id=claim_id,
         api_key_id=key.id,
-        sealed=_seal(parsed.secret, claim_id, content),
+        sealed=seal(_cipher_key(parsed.secret), content, claim_id.encode()),
         expires_at=now + timedelta(seconds=ttl_s),
         created_at=now,
     )
@@ -167,26 +160,12 @@ def _row_id(parsed: ParsedToken) -> str:
     return f"{parsed.key_id}.{base62(int.from_bytes(tag), _TAG_LENGTH)}"
 
 
-def _seal(secret: str, claim_id: str, content: bytes) -> bytes:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # as in _open
-
-    nonce = os.urandom(_NONCE_BYTES)
-    return nonce + AESGCM(_cipher_key(secret)).encrypt(nonce, content, claim_id.encode())
-
-
 def _open(secret: str, row: Claim) -> dict[str, str]:
-    # Costs 10 MB, which a worker that is never asked for a claim need not spend.
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
-
-    sealed = row.sealed or b""
-    nonce, sealed = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-    try:
-        content = AESGCM(_cipher_key(secret)).decrypt(nonce, sealed, row.claim_id.encode())
-    except (InvalidTag, ValueError):
-        raise NotFound from None  # somebody changed the row, or moved it: nothing of ours is there
+    content = unseal(_cipher_key(secret), row.sealed or b"", row.claim_id.encode())
+    if content is None:  # somebody changed the row, or moved it: nothing of ours is there
+        raise NotFound
     return msgspec.json.decode(content, type=dict[str, str])
 
 
 def _cipher_key(secret: str) -> bytes:
-    return hkdf_sha256(secret.encode(), b"central-logger claim", _AES_KEY_BYTES)
+    return hkdf_sha256(secret.encode(), b"central-logger claim", KEY_BYTES)

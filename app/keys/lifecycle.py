@@ -1,8 +1,8 @@
 """The life of a key after its creation: changed, rotated, switched off and on, deleted.
 
-Each function is one transaction, with the record of what `by` has changed. What may end a key's use
-returns the generation that every worker has to have seen before that is true everywhere: see
-app/activity/presence.py.
+Each function is one transaction, or a part of its caller's, with the record of what `by` has
+changed. What may end a key's use returns the generation that every worker has to have seen before
+that is true everywhere: see app/activity/presence.py.
 """
 
 from collections.abc import Mapping
@@ -101,38 +101,6 @@ def update_key(
         return _changed(session, key, by)
 
 
-def rotate_key(  # noqa: PLR0913  # see create_key
-    engine: Engine,
-    peppers: Peppers,
-    id_or_key_id: str,
-    *,
-    grace_s: int = GRACE_S_DEFAULT,
-    by: Author,
-    key_hasher: str = "auto",
-    created_by: str | None = None,
-    new_secret: NewSecret | None = None,
-) -> Rotation:
-    """Make a key that takes over from another, which works on for the grace and then stops.
-
-    The new one has the same properties, and a life as long as the old one was given, but none
-    beyond the asker's; and a signing secret of its own, by `new_secret`, or the same public key.
-    Raises Conflict for a key that was rotated already, is inactive or has
-    ended, Forbidden for one that may do more than the asker or outlives it.
-    """
-    with writing_for(engine, by) as (session, principal):
-        return replace_key(
-            session,
-            peppers,
-            id_or_key_id,
-            grace_s=grace_s,
-            key_hasher=key_hasher,
-            created_by=created_by,
-            by=by,
-            asker=principal,
-            new_secret=new_secret,
-        )
-
-
 def replace_key(  # noqa: PLR0913  # see create_key
     session: Session,
     peppers: Peppers,
@@ -145,7 +113,14 @@ def replace_key(  # noqa: PLR0913  # see create_key
     created_by: str | None = None,
     new_secret: NewSecret | None = None,
 ) -> Rotation:
-    """Do the same in the caller's transaction, in which `by` is the `asker`."""
+    """Make a key that takes over from another, which works on for the grace and then stops.
+
+    The new one has the same properties, and a life as long as the old one was given, but none
+    beyond the asker's; and a signing secret of its own, by `new_secret`, or the same public key.
+    Raises Conflict for a key that was rotated already, is inactive or has ended, Forbidden for one
+    that may do more than the asker or outlives it. In the caller's transaction, in which `by` is
+    the `asker`.
+    """
     if not 0 <= grace_s <= GRACE_S_MAX:
         raise Invalid.parameter("grace_seconds", f"must be 0 to {GRACE_S_MAX}")
     old = find_key(session, id_or_key_id, asker)

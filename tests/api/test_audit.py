@@ -15,7 +15,16 @@ from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
 from tests.api.management import CLIENTS, KEYS, ask
 from tests.audit.books import event
-from tests.support import Json, Service, eventually, key_id_of, problem, record, running
+from tests.support import (
+    Json,
+    Service,
+    create_claim,
+    eventually,
+    key_id_of,
+    problem,
+    record,
+    running,
+)
 
 AUDIT = "/api/v1/audit"
 MEMBERS = {
@@ -157,7 +166,6 @@ def test_200_all_clients_for_the_platform(service: Service, admin: str, client_i
 
 def test_200_what_a_link_led_to(service: Service, admin: str, client_id: str) -> None:
     """Who opens a link has no key, but an address."""
-    from app.delivery.claims import create_claim  # noqa: PLC0415
     from app.keys.registry import get_key  # noqa: PLC0415
 
     text = service.key(client_id)

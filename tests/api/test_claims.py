@@ -12,12 +12,11 @@ import pytest
 from app.api.app import create_control_app
 from app.api.claims import PAGES_PER_MINUTE, PATH
 from app.api.openapi import describe
-from app.delivery.claims import create_claim
 from app.keys.registry import create_key
 from app.keys.token import mint
 from tests.api.management import without_tables
 from tests.delivery.mail_sink import texts_by_id
-from tests.support import Service, key_id_of, problem, record, running
+from tests.support import Service, create_claim, key_id_of, problem, record, running
 
 URL = "https://logs.example.com"
 

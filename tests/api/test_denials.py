@@ -19,12 +19,22 @@ from app.keys import shape
 from app.keys.clients import update_client
 from app.keys.database import writing
 from app.keys.imports import import_key
-from app.keys.lifecycle import delete_key, rotate_key, update_key
+from app.keys.lifecycle import delete_key, update_key
 from app.keys.models import ApiKey
 from app.keys.registry import find_key
 from app.keys.token import KEY_ID_LENGTH, mint
 from app.keys.verifier import Peppers
-from tests.support import LOGS, Json, Service, eventually, key_id_of, problem, record, running
+from tests.support import (
+    LOGS,
+    Json,
+    Service,
+    eventually,
+    key_id_of,
+    problem,
+    record,
+    rotate_key,
+    running,
+)
 
 DENIALS = "/api/v1/audit/denials"
 ACCESS = "/api/v1/audit/access"

@@ -12,12 +12,11 @@ import pytest
 
 from app.api.reads import PLATFORM_TELLING, READING, TELLING
 from app.api.writes import ENDING, ORDINARY, PLATFORM
-from app.delivery.claims import create_claim
 from app.keys.registry import create_key
 from app.pool import LanedPool, Place
 from app.sqlite import sqlite3
 from tests.api.management import CURRENT, KEYS, ask
-from tests.support import DEADLINE_S, Json, Service, key_id_of, problem, running
+from tests.support import DEADLINE_S, Json, Service, create_claim, key_id_of, problem, running
 
 
 @pytest.fixture

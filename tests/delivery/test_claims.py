@@ -11,15 +11,15 @@ from sqlalchemy import Engine, text
 from sqlmodel import col, select
 
 from app.columns import utc_now
-from app.delivery.claims import Claimed, check_open, claim, create_claim
+from app.delivery.claims import Claimed, check_open, claim
 from app.errors import Gone, NotFound
 from app.keys.clients import update_client
 from app.keys.database import reading, writing
-from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_key
+from app.keys.lifecycle import deactivate_key, delete_key, update_key
 from app.keys.models import ApiKey, Claim
 from app.keys.token import base62, mint, parse
 from app.keys.verifier import Peppers
-from tests.support import BY
+from tests.support import BY, create_claim, rotate_key
 
 URL = "https://logs.example.com"
 Made = tuple[ApiKey, str]

@@ -21,7 +21,7 @@ from app.keys.configured import ConfiguredKeys
 from app.keys.database import sqlite_path
 from app.keys.entry import Entry
 from app.keys.keyring import Keyring
-from app.keys.lifecycle import deactivate_key, delete_key, rotate_key, update_key
+from app.keys.lifecycle import deactivate_key, delete_key, update_key
 from app.keys.models import ApiKey
 from app.keys.registry import KeyFilter, create_key, list_keys
 from app.keys.restrictions import (
@@ -35,7 +35,7 @@ from app.keys.restrictions import (
 from app.keys.verifier import Peppers
 from app.sqlite import sqlite3
 from tests.keys.conftest import KeyringFactory
-from tests.support import BY
+from tests.support import BY, rotate_key
 
 SOON = datetime.now(UTC) + timedelta(days=10)
 FILE_KEY = "a-key-of-the-file-of-some-length"

@@ -11,7 +11,7 @@ from app.audit.book import Book
 from app.audit.chain import CONTROL
 from app.audit.trail import EventFilter, read_events
 from app.audit.verify import Checker
-from app.delivery.claims import claim, create_claim, withdraw_claim
+from app.delivery.claims import claim, withdraw_claim
 from app.errors import StorageUnavailable
 from app.keys import changes
 from app.keys.bootstrap import first_start, see_clients
@@ -20,12 +20,12 @@ from app.keys.clients import begin_erasure, create_client, end_erasure, update_c
 from app.keys.configured import ConfiguredKeys
 from app.keys.database import reading
 from app.keys.imports import import_key
-from app.keys.lifecycle import delete_key, rotate_key, undo_rotation, update_key
+from app.keys.lifecycle import delete_key, undo_rotation, update_key
 from app.keys.models import ApiKey, Client
 from app.keys.objects import RotationPolicy, client_object, key_object
 from app.keys.registry import create_key
 from app.keys.verifier import Peppers
-from tests.support import BY
+from tests.support import BY, create_claim, rotate_key
 
 URL = "https://logs.example.com"
 

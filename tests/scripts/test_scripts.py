@@ -12,12 +12,11 @@ from app.errors import InvalidKey
 from app.keys.bootstrap import open_secrets
 from app.keys.clients import update_client
 from app.keys.database import writing
-from app.keys.lifecycle import rotate_key
 from app.keys.models import Worker
 from app.keys.verifier import Peppers
 from tests.scripts.nursery import COMMANDS
 from tests.scripts.runner import Runner, error_line
-from tests.support import BY
+from tests.support import BY, rotate_key
 
 
 @pytest.mark.parametrize("command", COMMANDS)
