@@ -21,10 +21,10 @@ ROWS = [
 
 def test_every_promised_figure_has_a_bench() -> None:
     """Benches are registered under the names that --only takes."""
-    assert len(MODULES) == 5
+    assert len(MODULES) == 6
     assert set(BENCHES) - {"shared-limits"} == {  # which takes a Redis server
         *("single", "self-scan", "batch", "page", "memory", "start"),
-        *("auth", "first-use", "many-keys", "garbage"),
+        *("auth", "auth-restricted", "first-use", "many-keys", "garbage", "protection-idle"),
         *("export", "newest", "filtered", "rare-word", "common-word", "by-hour", "by-hour-all"),
         *("p95", "ingest-beside", "disk"),
     }
