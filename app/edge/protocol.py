@@ -138,6 +138,8 @@ class EdgeProtocol(HttpToolsProtocol):
         # Since when the client may take its time, until the next request.
         self._rests_since_s: float | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
+        # Whether the next pipelined request waits for the last answer to be taken.
+        self._next_waits = False
         # How much of a reply the client had taken when that changed last, and when it was.
         self._taken: int | None = None
         self._taken_at_s = 0.0
@@ -182,6 +184,9 @@ class EdgeProtocol(HttpToolsProtocol):
         super().resume_writing()
         if self._doors is not None:
             self._doors.unread.remove(self.transport)
+        if self._next_waits:
+            self._next_waits = False
+            self._start_asgi_task(*self.pipeline.pop())
 
     def _await_client(self, head_s: float) -> None:
         self._timer = self.loop.call_later(head_s, self._look, head_s)
@@ -411,7 +416,10 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            # Its answer would be made, and held, for a client that has not taken the last one.
+            self._next_waits = self.flow.write_paused
+            if not self._next_waits:
+                self._start_asgi_task(*self.pipeline.pop())
             return
         self._rests_since_s = self.loop.time()
         if self._rest_timer is None:

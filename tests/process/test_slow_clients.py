@@ -183,6 +183,19 @@ def test_a_reply_that_is_read_slowly_comes_whole(site: Site, page: bytes) -> Non
             left -= len(reader.recv(min(left, 16_384)) or pytest.fail("it was cut off"))
 
 
+def test_what_is_pipelined_waits_for_the_reader(site: Site, page: bytes) -> None:
+    """Behind a reply that is not taken nothing is begun; it is when the reply has been taken."""
+    log = json.dumps(record(run_id="behind")).encode()
+    with closing(slow_reader(site)) as reader:
+        reader.sendall(page + site.post(log))
+        answers = reader.recv(16_384)
+        time.sleep(0.3)  # in which it would be stored
+        assert not site.logs(run_id="behind")
+        while b"HTTP/1.1 201" not in answers[-20_000:]:
+            answers += reader.recv(1 << 20) or pytest.fail("it was cut off")
+    assert len(site.logs(run_id="behind")) == 1
+
+
 def test_replies_that_wait_are_bounded(tmp_path: Path) -> None:
     """Of replies that are too much together the one that has waited longest is let go."""
     with start_product(tmp_path, {"MAX_UNREAD_BYTES": str(UNREAD_BYTES)}) as server:
