@@ -145,6 +145,17 @@ async def test_sums_stay_finite(store: LogStore) -> None:
     assert await store.aggregate(parse_aggregation("acme", question, 0)) == [[1, 1e300]]
 
 
+async def test_sums_stay_exact_over_many_erasures(store: LogStore) -> None:
+    """A mean is that of what is left, though each erasure took most of what there was."""
+    durations = [96.0 * 752.7**n for n in range(8)]
+    sent = [record(duration_ms=one, run_id=str(n)) for n, one in enumerate(durations)]
+    await append(store, "acme", *sent)
+    for n in range(7, 0, -1):
+        await store.erase("acme", Selection(filters={"run_id": (str(n),)}))
+        query = parse_aggregation("acme", {"metrics": ["avg_duration_ms"]}, 0)
+        assert await store.aggregate(query) == [[pytest.approx(sum(durations[:n]) / n)]]
+
+
 async def test_an_erased_id_may_be_sent_again(store: LogStore) -> None:
     """The client's own ids of erased logs are forgotten, those of others are not."""
     sent = [record(id="a", status="FAILED"), record(id="b")]

@@ -31,6 +31,7 @@ from app.sqlite import sqlite3
 from app.storage.sqlite.block import BLOCK_BITS
 from app.storage.sqlite.corruption import damage_named
 from app.storage.sqlite.erasing import (
+    Peaks,
     cut_off_writes,
     erase_logs,
     erase_the_rest,
@@ -112,6 +113,7 @@ class DayFile:
         self._clients: dict[str, int] = {}
         self._series: dict[tuple[int, Series], int] = {}
         self._letters: dict[int, tuple[int, int]] = {}  # of a client: how many, and their bytes
+        self._peaks: Peaks = {}
         self._folded: UsagePlace | None = START  # how far its usage is in the lasting file
         self._written = False
         try:
@@ -175,7 +177,7 @@ class DayFile:
         """Delete the logs at these places; return those that there were. Raises sqlite3.Error."""
         with self._transaction():
             client = self._client_if_known(client_id)
-            return [] if client is None else erase_logs(self._db, client, places)
+            return [] if client is None else erase_logs(self._db, client, places, self._peaks)
 
     def erase_the_rest(self, client_id: str) -> bool:
         """Delete dead letters and idempotency rows; say whether more follow."""
@@ -189,7 +191,7 @@ class DayFile:
         with self._transaction():
             client = self._client_if_known(asked.client_id)
             self._letters.clear()
-            return ([], False) if client is None else expire(self._db, client, asked)
+            return ([], False) if client is None else expire(self._db, client, asked, self._peaks)
 
     def names(self) -> list[Name]:
         """Tell whose logs and rejected records there may be."""
@@ -241,6 +243,7 @@ class DayFile:
             self._clients.clear()  # the ids given in this transaction go with it
             self._series.clear()
             self._letters.clear()
+            self._peaks.clear()
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise

@@ -7,8 +7,9 @@ a page that is free: those pages are given back to the system, and the log of wr
 when all blocks are done. Until then, and after a crash, `stale` tells that there is work left.
 """
 
+import json
 from collections.abc import Iterable, Sequence
-from math import isfinite
+from math import inf
 from typing import Any
 
 import msgspec
@@ -27,15 +28,24 @@ SCRUB_PAGES = 256
 # No number of a block: what stands for the rest of a client's file in `stale`.
 WHOLE = (1 << CLIENT_SHIFT) - 1
 US_PER_HOUR = 3600 * 1_000_000
-# A sum of durations is added up anew rather than reduced where so much of it goes at once that
-# the rounding of a float would show.
+# A sum of durations is added up anew rather than reduced once it is so much smaller than it was
+# that the rounding of a float would show.
 SUM_LOSS_MAX = 1000
+PEAKS_MAX = 50_000
+
+# The largest that a sum in `hours` was since it was added up, by (client, hour, series).
+Peaks = dict[tuple[int, int, int], float]
 
 _MARK = "INSERT INTO stale VALUES (?, 1) ON CONFLICT DO UPDATE SET erasures = erasures + 1"
 
 
-def erase_logs(db: sqlite3.Connection, client: int, places: Sequence[Key]) -> list[Key]:
-    """Delete the logs at these places in the caller's transaction; return those that there were."""
+def erase_logs(
+    db: sqlite3.Connection, client: int, places: Sequence[Key], peaks: Peaks
+) -> list[Key]:
+    """Delete the logs at these places in the caller's transaction; return those that there were.
+
+    `peaks` is the caller's to keep for the next call, or to empty if this one is rolled back.
+    """
     bound = {"client": client, "places": msgspec.json.encode(places).decode()}
     waiting = db.execute(_select("logs", "l.us, l.seq"), bound).fetchall()
     columns = "l.us, l.seq, l.series, l.duration_ms, l.place"
@@ -45,7 +55,7 @@ def erase_logs(db: sqlite3.Connection, client: int, places: Sequence[Key]) -> li
             f"DELETE FROM {table} WHERE client = ? AND us = ? AND seq = ?",
             [(client, row[0], row[1]) for row in rows],
         )
-    _reduce_hours(db, client, sealed)
+    _reduce_hours(db, client, sealed, peaks)
     for number in {row[4] >> BLOCK_BITS for row in sealed}:
         _mark_block(db, client, number)
     if waiting or sealed:
@@ -81,7 +91,9 @@ def forget_ids(db: sqlite3.Connection, client: int) -> int:
     ).rowcount
 
 
-def _reduce_hours(db: sqlite3.Connection, client: int, sealed: Iterable[Sequence[Any]]) -> None:
+def _reduce_hours(
+    db: sqlite3.Connection, client: int, sealed: Iterable[Sequence[Any]], peaks: Peaks
+) -> None:
     """Take logs that are gone out of the sums by the hour."""
     gone: dict[tuple[int, int], list[float]] = {}
     for us, _, series, duration_ms, _ in sealed:
@@ -90,32 +102,48 @@ def _reduce_hours(db: sqlite3.Connection, client: int, sealed: Iterable[Sequence
         if duration_ms is not None:
             sums[1] += 1
             sums[2] += countable_ms(duration_ms)
+    if len(peaks) > PEAKS_MAX:
+        peaks.clear()
+    inexact: dict[int, list[int]] = {}
     for (hour, series), (logs, durations, duration_ms) in gone.items():
         key = (client, hour, series)
-        where = "WHERE client = ? AND hour = ? AND series = ?"
         before = db.execute(
-            f"SELECT logs, durations, duration_ms FROM hours {where}", key
+            f"SELECT logs, durations, duration_ms FROM hours {_OF_SERIES}", key
         ).fetchone()
         left = (before[0] - logs, before[1] - durations)
         if not left[0]:
-            db.execute(f"DELETE FROM hours {where}", key)
+            db.execute(f"DELETE FROM hours {_OF_SERIES}", key)
+            peaks.pop(key, None)
             continue
         sum_left = before[2] - duration_ms if left[1] else 0.0
-        if left[1] and not (isfinite(sum_left) and duration_ms <= SUM_LOSS_MAX * sum_left):
-            sum_left = _sum_durations(db, client, hour, series)
+        # What is not known was of a writer before this one; it is added up once.
+        peaks[key] = max(peaks.get(key, inf), before[2]) if left[1] else 0.0
+        if not peaks[key] <= SUM_LOSS_MAX * sum_left and left[1]:
+            inexact.setdefault(hour, []).append(series)
         db.execute(
-            f"UPDATE hours SET logs = ?, durations = ?, duration_ms = ? {where}",
+            f"UPDATE hours SET logs = ?, durations = ?, duration_ms = ? {_OF_SERIES}",
             (*left, sum_left, *key),
         )
+    for hour, some in inexact.items():
+        for series, total in _sum_durations(db, client, hour, some):
+            key = (client, hour, series)
+            peaks[key] = total
+            db.execute(f"UPDATE hours SET duration_ms = ? {_OF_SERIES}", (total, *key))
 
 
-def _sum_durations(db: sqlite3.Connection, client: int, hour: int, series: int) -> float:
-    [total] = db.execute(
-        f"""SELECT total(min(CAST(duration_ms AS REAL), {DURATION_MS_MAX!r})) FROM sealed
-        WHERE client = ? AND us >= ? AND us < ? AND series = ?""",
-        (client, hour * US_PER_HOUR, (hour + 1) * US_PER_HOUR, series),
-    ).fetchone()
-    return float(total)
+_OF_SERIES = "WHERE client = ? AND hour = ? AND series = ?"
+
+
+def _sum_durations(
+    db: sqlite3.Connection, client: int, hour: int, series: list[int]
+) -> list[tuple[int, float]]:
+    """Add up the durations that there are of some series in an hour."""
+    return db.execute(
+        f"""SELECT series, total(min(CAST(duration_ms AS REAL), {DURATION_MS_MAX!r})) FROM sealed
+        WHERE client = ? AND us >= ? AND us < ?
+            AND series IN (SELECT value FROM json_each(?)) GROUP BY series""",
+        (client, hour * US_PER_HOUR, (hour + 1) * US_PER_HOUR, json.dumps(series)),
+    ).fetchall()
 
 
 def mark_rest(db: sqlite3.Connection, client: int) -> None:

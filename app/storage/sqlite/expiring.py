@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from app.sqlite import sqlite3
-from app.storage.sqlite.erasing import ERASE_ROWS_MAX, erase_logs, forget_ids, mark_rest
+from app.storage.sqlite.erasing import ERASE_ROWS_MAX, Peaks, erase_logs, forget_ids, mark_rest
 from app.storage.sqlite.wire import Expire, Key, Name
 
 _NAMES = """
@@ -84,7 +84,9 @@ def find_places(db: sqlite3.Connection, search: Search) -> list[Key]:
     return _decode_places(db.execute(_PLACES, bound).fetchone()[0])
 
 
-def expire(db: sqlite3.Connection, client: int, asked: Expire) -> tuple[list[Key], bool]:
+def expire(
+    db: sqlite3.Connection, client: int, asked: Expire, peaks: Peaks
+) -> tuple[list[Key], bool]:
     """Delete what is asked for in the caller's transaction.
 
     Returns the places at which there were logs, and whether more ids are to be forgotten.
@@ -99,7 +101,7 @@ def expire(db: sqlite3.Connection, client: int, asked: Expire) -> tuple[list[Key
         db.execute(_KEEP_IDS, bound)
     else:
         forgotten = forget_ids(db, client)
-    gone = erase_logs(db, client, asked.places)
+    gone = erase_logs(db, client, asked.places, peaks)
     letters = db.execute(
         f"DELETE FROM rejected WHERE client = :client AND {_IN_DATASETS}", bound
     ).rowcount
