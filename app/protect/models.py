@@ -44,7 +44,10 @@ class Alert(SQLModel, table=True):
 
 
 class AddressBlock(SQLModel, table=True):
-    """A source address, or network, that gets no answer but a refusal for a while."""
+    """A party, an address or a network, whose failed authentications get 429 for a while.
+
+    A good key works from there all the same.
+    """
 
     __tablename__ = "address_blocks"
 

@@ -21,6 +21,7 @@ from app.columns import utc_now
 from app.errors import NotFound, StorageUnavailable
 from app.keys.database import writing
 from app.keys.models import ApiKey, Client
+from app.keys.token import mint
 from app.protect.alert_list import AlertFilter, as_object, read_alerts
 from app.protect.alerts import PER_HOUR_MAX, AlertLog, Policy
 from app.protect.deliveries import Recipient
@@ -81,7 +82,10 @@ class Desk:
         row = {"key_id": KEY, "endpoint": "POST /x", "dataset": "orders", "outcome": "201"} | what
         AccessLog(self.activity, 365).write(
             Access(
-                **row, minute=self.now - one, source_ip=source_ip, user_agent="", requests=requests
+                **{"user_agent": "", **row},
+                minute=self.now - one,
+                source_ip=source_ip,
+                requests=requests,
             )
             for one in minutes
         )
@@ -149,8 +153,10 @@ def nobodys(desk: Desk) -> None:
 
 FIRES: dict[str, Callable[[Desk], None]] = {
     "failed_attempts": lambda desk: desk.refuse(5),
-    "failed_attempts_on_key": lambda desk: desk.refuse(3, reason="wrong_secret", key_id=KEY),
-    "revoked_key": lambda desk: desk.refuse(1, reason="deactivated", key_id=KEY),
+    "failed_attempts_on_key": lambda desk: desk.refuse(
+        3, reason="wrong_secret", key_id=KEY, client_id="acme"
+    ),
+    "revoked_key": lambda desk: desk.refuse(1, reason="deactivated", key_id=KEY, client_id="acme"),
     "unusual_address": lambda desk: desk.use(0, source_ip=STRANGE),
     "unusual_dataset": lambda desk: desk.use(0, dataset="payroll"),
     "spike": spike,
@@ -179,7 +185,8 @@ def test_each_rule_fires(desk: Desk, rule: str) -> None:
     assert alert["severity"] == RULES[rule].severity
     assert alert["detail"]["explanation"] == RULES[rule].explanation
     assert (alert["action"], alert["told"]) == ("alert", "nobody")
-    assert alert["client_id"] in {None, "acme"}
+    # Attempts from an address are nobody's: what they were sent with opens nothing.
+    assert alert["client_id"] == (None if rule == "failed_attempts" else "acme")
     # Others are told of what they find, and not of this.
     assert {one["rule"] for one in desk.alerts()} <= {rule, "failed_attempts"}
 
@@ -403,11 +410,25 @@ def test_old_alerts_go(desk: Desk) -> None:
 
 
 def test_nothing_secret_is_in_an_alert(desk: Desk) -> None:
-    """An alert is JSON of what the evidence holds: ids, addresses, names of datasets."""
-    desk.refuse(5, source_ip='"}<script>')
-    desk.detector().detect()
-    (alert,) = desk.alerts()
-    assert json.loads(json.dumps(alert))["source_ip"] == '"}<script>'
+    """What somebody sent beside an address or an id, a key perhaps, is in no alert and no log."""
+    secret = mint("cl_live", "acme").text
+    sent: Json = {"user_agent": secret, "endpoint": f"POST /{secret}", "explanation": f"({secret})"}
+    desk.refuse(5, source_ip='"}<script>', **sent)
+    desk.refuse(3, reason="wrong_secret", key_id=KEY, **sent)
+    learned(desk)
+    desk.use(0, source_ip=STRANGE, user_agent=secret, endpoint=f"POST /{secret}")
+    with structlog.testing.capture_logs() as logs:
+        desk.detector().detect()
+    alerts = desk.alerts()
+    assert {one["rule"] for one in alerts} == {
+        *("failed_attempts", "failed_attempts_on_key", "unusual_address")
+    }
+    assert [one["source_ip"] for one in alerts if "script" in one["source_ip"]] == ['"}<script>']
+    assert len(logs) == len(alerts)
+    with Session(desk.activity) as session:
+        rows = session.connection().exec_driver_sql("SELECT * FROM alerts").all()
+    for told in (json.dumps(alerts), str(logs), str(rows)):
+        assert secret[-40:] not in told
 
 
 class Counting(AlertLog):
