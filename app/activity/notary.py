@@ -6,7 +6,6 @@ signed.
 """
 
 import asyncio
-import fcntl
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TextIO
 
 from sqlalchemy import Engine
 
@@ -25,6 +23,7 @@ from app.audit.trail import append
 from app.columns import utc_now
 from app.errors import StorageUnavailable
 from app.keys.database import translated_faults, writing
+from app.leader import LeaderLock
 
 # A chain that grows is signed once an hour: so much is the most that can be put back unseen.
 EVERY_S = 3600
@@ -78,9 +77,8 @@ class Notary:
     ) -> None:
         self._books = books
         self._signer = signer
-        self._path = directory / LOCK_FILE
+        self._leads = LeaderLock(directory / LOCK_FILE)
         self._first_s_max = first_s_max
-        self._lock: TextIO | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="notary")
 
@@ -97,12 +95,11 @@ class Notary:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._sign(utc_now() + timedelta(days=1)), LAST_S_MAX)
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._lock is not None:
-            self._lock.close()
+        self._leads.close()
 
     def sign(self, before: datetime) -> int:
         """Sign the chains that grew since a checkpoint of before that moment; say how many."""
-        if not self._is_elected():
+        if not self._leads.take():
             return 0
         signed = 0
         for book in self._books:
@@ -126,15 +123,3 @@ class Notary:
             await asyncio.get_running_loop().run_in_executor(self._thread, self.sign, before)
         except Exception:
             log.exception("the audit's checkpoints are signed another time")
-
-    def _is_elected(self) -> bool:
-        """Say whether this worker holds the lock; it keeps it to its end, however it ends."""
-        if self._lock is None:
-            file = self._path.open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                return False
-            self._lock = file
-        return True

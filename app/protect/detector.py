@@ -6,20 +6,19 @@ place is stored: it begins with the evidence of the last minutes, of which nothi
 """
 
 import asyncio
-import fcntl
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TextIO
 
 import structlog
 
 from app.columns import utc_now
 from app.errors import StorageUnavailable
 from app.keys.principal import ANONYMOUS
+from app.leader import LeaderLock
 from app.protect.alerts import AlertLog
 from app.protect.evidence import (
     REFUSALS_PER_READ,
@@ -90,7 +89,7 @@ class Detector:
         self._thresholds = thresholds
         self._alerts = alerts
         self._messenger = messenger
-        self._path = directory / LOCK_FILE
+        self._leads = LeaderLock(directory / LOCK_FILE)
         self._lost = lost
         self._every_s = every_s
         self._findings_max = findings_max
@@ -99,7 +98,6 @@ class Detector:
         self._habits: dict[str, Habits] = {}
         self._findings: list[Finding] = []
         self._prune_at_s = time.monotonic()
-        self._lock: TextIO | None = None
         self._is_failing = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
         self._task: asyncio.Task[None] | None = None
@@ -122,8 +120,7 @@ class Detector:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._messenger.aclose()
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._lock is not None:
-            self._lock.close()
+        self._leads.close()
 
     def detect(self) -> None:
         """Judge what has come since the last time; raise StorageUnavailable."""
@@ -146,8 +143,8 @@ class Detector:
         while True:
             await asyncio.sleep(max(self._every_s, took_s / SHARE_MAX))
             try:
-                was_elected = self._lock is not None
-                if self._is_elected():
+                was_elected = self._leads.is_held
+                if self._leads.take():
                     if not was_elected:  # it may have waited for days
                         self._begin()
                         self._messenger.start()
@@ -232,18 +229,6 @@ class Detector:
             self._habits[key_id] = self._habits.pop(key_id)
         for key_id in list(self._habits)[: -max(HABITS_MAX, len(used))]:
             del self._habits[key_id]
-
-    def _is_elected(self) -> bool:
-        """Say whether this worker holds the lock; it keeps it to its end, however it ends."""
-        if self._lock is None:
-            file = self._path.open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                return False
-            self._lock = file
-        return True
 
 
 def _uses_of(rows: Iterable[Used]) -> list[Use]:
