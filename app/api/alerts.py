@@ -1,8 +1,7 @@
 """GET /api/v1/alerts: suspicious activity, newest first."""
 
-import time
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
@@ -10,19 +9,14 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta, Struct
 
 from app.api.body import read_query
-from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
+from app.api.dependencies import Caller, Opened, client_or_all
 from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
 from app.api.openapi import documented
-from app.api.pages import render_page
+from app.api.pages import moment_asked, open_place, render_page
 from app.api.reads import reading_of
 from app.api.schemas import ALERT_LIST, ALERT_PAGE
-from app.api.services import Services
 from app.api.throttle import limited
 from app.errors import Invalid
-from app.keys.principal import Principal
-from app.logs.query import Cursors
-from app.logs.selection import parse_bound
-from app.logs.timestamp import BadTime
 from app.protect.alert_list import AlertFilter, as_object, read_alerts
 from app.protect.models import Alert
 from app.protect.threats import RULES
@@ -65,13 +59,15 @@ async def list_alerts(request: Request, caller: Caller, opened: Opened) -> Respo
     query = read_query(request, AlertList)
     if query.rule is not None and query.rule not in RULES:
         raise Invalid.parameter("rule", f"is none of {', '.join(RULES)}")
-    client_id = _client_asked(caller, query.client_id, opened)
+    client_id = client_or_all(caller, query.client_id, opened)
     bound = ["alerts", client_id, query.rule, query.from_, query.to]
     wanted = AlertFilter(client_id, rule=query.rule, limit=query.limit + 1)
     if query.cursor is None:
-        wanted = wanted._replace(start=_moment("from", query.from_), end=_moment("to", query.to))
+        wanted = wanted._replace(
+            start=moment_asked("from", query.from_), end=moment_asked("to", query.to)
+        )
     else:
-        place = _opened(opened.cursors, bound, query.cursor)
+        place = open_place(opened.cursors, bound, query.cursor, _Place)
         after = (place.at, place.alert_id)
         wanted = wanted._replace(start=place.since, end=place.until, after=after)
 
@@ -86,23 +82,3 @@ async def list_alerts(request: Request, caller: Caller, opened: Opened) -> Respo
     # To the last byte in the thread, as lists of keys are.
     body = await opened.reads.run(reading_of(caller), render)
     return Response(body, media_type="application/json")
-
-
-def _client_asked(caller: Principal, named: str | None, opened: Services) -> str | None:
-    if caller.client_id is None and named in {None, ALL_CLIENTS}:
-        return None
-    return client_asked(caller, named, opened)
-
-
-def _moment(name: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        us, _ = parse_bound(text, time.time_ns() // 1000)
-        return datetime.fromtimestamp(us / 1_000_000, UTC)
-    except (BadTime, ValueError, OverflowError) as error:
-        raise Invalid.parameter(name, str(error)) from None
-
-
-def _opened(cursors: Cursors, bound: list[Any], cursor: str) -> _Place:
-    return msgspec.msgpack.decode(cursors.open_place(bound, cursor), type=_Place)

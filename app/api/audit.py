@@ -1,10 +1,9 @@
 """GET /api/v1/audit: what was done and what was refused, newest first."""
 
 import json
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
+from datetime import datetime
 from heapq import merge
 from typing import Annotated, Any, NamedTuple
 
@@ -13,23 +12,18 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta, Struct
 
 from app.api.body import read_query
-from app.api.dependencies import ALL_CLIENTS, Caller, Opened, client_asked
+from app.api.dependencies import Caller, Opened, client_or_all
 from app.api.forms import PAGE_ITEMS, PAGE_ITEMS_MAX
 from app.api.openapi import documented
-from app.api.pages import render_page
+from app.api.pages import moment_asked, open_place, render_page
 from app.api.reads import reading_of
 from app.api.schemas import AUDIT_LIST, AUDIT_PAGE
 from app.api.services import Services
 from app.api.throttle import limited
 from app.audit.models import AuditEvent
 from app.audit.trail import EventFilter, select_events
-from app.errors import Invalid
 from app.keys.database import reading, streamed
 from app.keys.objects import iso_time
-from app.keys.principal import Principal
-from app.logs.query import Cursors
-from app.logs.selection import parse_bound
-from app.logs.timestamp import BadTime
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
 
@@ -82,13 +76,13 @@ async def list_events(request: Request, caller: Caller, opened: Opened) -> Respo
     its chain, by which `central-logger audit verify` names it.
     """
     query = read_query(request, AuditList)
-    chain = _chain_asked(caller, query.client_id, opened)
+    chain = client_or_all(caller, query.client_id, opened)
     bound = ["audit", chain, query.action, query.from_, query.to]
     if query.cursor is None:
         place = None
-        wanted = EventFilter(chain, _moment("from", query.from_), _moment("to", query.to))
+        wanted = EventFilter(chain, moment_asked("from", query.from_), moment_asked("to", query.to))
     else:
-        place = _opened(opened.cursors, bound, query.cursor)
+        place = open_place(opened.cursors, bound, query.cursor, _Place)
         wanted = EventFilter(chain, place.since, place.until)
     wanted = wanted._replace(action=query.action, limit=query.limit + 1)
 
@@ -109,12 +103,6 @@ async def list_events(request: Request, caller: Caller, opened: Opened) -> Respo
     # To the last byte in the thread, as lists of keys are.
     body = await opened.reads.run(reading_of(caller), render)
     return Response(body, media_type="application/json")
-
-
-def _chain_asked(caller: Principal, named: str | None, opened: Services) -> str | None:
-    if caller.client_id is None and named in {None, ALL_CLIENTS}:
-        return None
-    return client_asked(caller, named, opened)
 
 
 def _read(
@@ -156,17 +144,3 @@ def _shown(row: AuditEvent) -> dict[str, Any]:
         "chain": row.chain,
         "seq": row.seq,
     }
-
-
-def _moment(name: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        us, _ = parse_bound(text, time.time_ns() // 1000)
-        return datetime.fromtimestamp(us / 1_000_000, UTC)
-    except (BadTime, ValueError, OverflowError) as error:
-        raise Invalid.parameter(name, str(error)) from None
-
-
-def _opened(cursors: Cursors, bound: list[Any], cursor: str) -> _Place:
-    return msgspec.msgpack.decode(cursors.open_place(bound, cursor), type=_Place)

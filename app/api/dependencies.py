@@ -110,3 +110,10 @@ def client_asked(principal: Principal, named: str | None, opened: Services) -> s
     if not opened.authenticator.has_client(named):
         raise NotFound
     return named
+
+
+def client_or_all(principal: Principal, named: str | None, opened: Services) -> str | None:
+    """Do the same where an admin need not name a client; None for all of them."""
+    if principal.client_id is None and named in {None, ALL_CLIENTS}:
+        return None
+    return client_asked(principal, named, opened)
