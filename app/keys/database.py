@@ -150,6 +150,9 @@ def translated_faults() -> Iterator[None]:
         raise StorageUnavailable(str(error.orig)) from error
     except PoolTimeout as error:
         raise StorageUnavailable("no free connection") from error
+    except sqlite3.Error as error:
+        # As it is only where a connection is opened, to a file that is removed at the time, say.
+        raise StorageUnavailable(str(error)) from error
 
 
 def is_current(engine: Engine) -> bool:

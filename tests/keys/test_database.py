@@ -16,7 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from app.errors import StorageUnavailable
@@ -345,3 +345,15 @@ def test_a_new_file_is_not_spoilt_by_the_old_journal(engine: Engine, tmp_path: P
     with reading(engine) as session:
         assert session.get(Client, "kept") is not None
         assert session.get(Client, "later") is None
+
+
+def test_a_fault_while_a_connection_is_opened(engine: Engine) -> None:
+    """What SQLite says while a connection is opened is a fault of storage, as any later one."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    engine.dispose()
+    event.listen(engine, "connect", fail)
+    with pytest.raises(StorageUnavailable, match="disk I/O error"), reading(engine):
+        pytest.fail("it was opened")
