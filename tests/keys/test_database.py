@@ -355,5 +355,6 @@ def test_a_fault_while_a_connection_is_opened(engine: Engine) -> None:
 
     engine.dispose()
     event.listen(engine, "connect", fail)
-    with pytest.raises(StorageUnavailable, match="disk I/O error"), reading(engine) as session:
+    with pytest.raises(StorageUnavailable) as failed, reading(engine) as session:
         session.execute(text("SELECT 1"))
+    assert failed.value.reason == "disk I/O error"
