@@ -37,12 +37,18 @@ class Letter(NamedTuple):
         return {"to": self.to, "output": output, "sent": self.is_sent}
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Refuse to tell of one that was not sent; what could not be told says where it is."""
-        if self.fault:
-            raise Refused(f"not sent: {self.fault}; the mail is in {self.output}")
+    def telling(self, *, is_begun: bool = False) -> Iterator[None]:
+        """Refuse to tell of one that was not sent; what could not be told says where it is.
+
+        What `is_begun` is told to its end before that.
+        """
+        unsent = Refused(f"not sent: {self.fault}; the mail is in {self.output}")
+        if self.fault and not is_begun:
+            raise unsent
         with telling(self):
             yield
+        if self.fault:
+            raise unsent
 
     def __str__(self) -> str:
         """Say in one line where it is."""

@@ -4,6 +4,7 @@ The new key is shown once, or with --notify mailed to its owner behind a link th
 """
 
 import argparse
+import json
 from functools import partial
 from typing import Any
 
@@ -85,26 +86,45 @@ def _rotate_and_notify(plane: ControlPlane, old: ApiKey, arguments: argparse.Nam
         with writing(plane.engine) as session:
             rotation = _rotate(session, plane, old, arguments.grace_seconds)
             handover = link(plane, session, rotation.key, rotation.text)
-        mail = partial(_mail, plane, route, rotation, handover)
+        mail = partial(_mail, plane, route, rotation, handover, is_json=arguments.json)
         letter = hand_over(unrotate(plane, rotation), mail)
-    with letter.telling():
+    is_begun = arguments.json and rotation.signing_secret is not None
+    with letter.telling(is_begun=is_begun):
         if arguments.json:
             extra = {"claim_url": handover.claim_url, **letter.as_object()}
-            print_json(_object(plane, rotation) | extra | _secret(rotation))
+            rest = json.dumps(_object(plane, rotation) | extra)
+            print(rest.removeprefix("{") if is_begun else rest)
         else:
             print(f"{_deadline(rotation)}\n\n{letter} Its claim link works once:")
             print(f"\n    {handover.claim_url}")
-            if rotation.signing_secret:
-                # Not with the key: whoever gets hold of the mail is not to have both.
-                print("\nThe mail does not hold the signing secret, shown this once; give it by")
-                print(f"another way:\n\n    {rotation.signing_secret}")
 
 
-def _mail(plane: ControlPlane, route: Route, rotation: Rotation, handover: Handover) -> Letter:
+def _mail(
+    plane: ControlPlane, route: Route, rotation: Rotation, handover: Handover, *, is_json: bool
+) -> Letter:
     key, url = rotation.key, plane.settings.reachable_url
     mail = compose(key, handover, url=url, sender=route.sender, to=route.to, old=rotation.old)
     file_name = f"rotation-{key.client_id or 'platform'}-{key.key_id}.eml"
+    _show_secret(rotation, is_json=is_json)
     return route.dispatch(mail, handover, file_name)
+
+
+def _show_secret(rotation: Rotation, *, is_json: bool) -> None:
+    """Show the signing secret, if there is one, before the mail is on its way.
+
+    The mail cannot be called back, and nothing else holds the secret: if the output failed after
+    it, the rotation would stand and nobody could sign. For a machine it begins the one JSON object,
+    which is finished once it is known where the mail is.
+    """
+    secret = rotation.signing_secret
+    if secret is None:
+        return
+    if is_json:
+        print(json.dumps(_secret(rotation)).removesuffix("}"), end=", ", flush=True)
+        return
+    # Not with the key: whoever gets hold of the mail is not to have both.
+    print(f"The signing secret of the new key {rotation.key.key_id}, shown this once. The mail")
+    print(f"does not hold it; give it by another way:\n\n    {secret}\n", flush=True)
 
 
 def _rotate(session: Session, plane: ControlPlane, old: ApiKey, grace_s: int) -> Rotation:

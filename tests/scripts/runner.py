@@ -26,8 +26,12 @@ SECRET = re.compile(r"cl_\w+_[0-9A-Za-z]{61}")
 
 
 def error_line(stderr: str) -> str:
-    """Give the one line of a refusal; the line before it may tell that a database was made."""
-    (line,) = (one for one in stderr.splitlines() if not one.startswith("prepared "))
+    """Give the one line of a refusal.
+
+    Lines before it may tell that a database was made, or that no mail server is set.
+    """
+    before = ("prepared ", "SMTP_URL is not set: the mail is written to a file")
+    (line,) = (one for one in stderr.splitlines() if not one.startswith(before))
     assert line.startswith("Error: ")
     assert not SECRET.search(line)
     return line

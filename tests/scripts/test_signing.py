@@ -1,14 +1,17 @@
 """Keys that must sign, made and rotated by commands."""
 
+import json
 import re
 from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
+from loadtests.server import free_port
 from tests.scripts.runner import Runner, error_line
 from tests.signing import Signer
 
+TO = "ops@acme.example"
 SIGNS = ("generate_api_key", "--client", "acme", "--sign", "hmac-sha256")
 
 
@@ -39,12 +42,47 @@ def test_a_secret_is_told_once(run: Runner) -> None:
 def test_a_mail_does_not_hold_the_secret(run: Runner) -> None:
     """Whoever gets hold of a mail with a claim link has no signing secret."""
     made = run.json(*SIGNS)
-    done = run.json("rotate_api_key", made["key_id"], "--notify", "ops@acme.example")
+    done = run.json("rotate_api_key", made["key_id"], "--notify", TO)
     assert len(b64decode(done["signing_secret"])) == 32
     # A line of the mail may end anywhere.
     mail = Path(run.cwd, done["output"]).read_text().replace("=\n", "").replace("\n", "")
     assert done["claim_url"] in mail
     assert done["signing_secret"][:40] not in mail
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_secret_outlives_a_mail_that_cannot_be_sent(
+    run: Runner, options: tuple[str, ...]
+) -> None:
+    """When the server is away the new secret has been shown, and the error names the mail."""
+    made = run.json(*SIGNS)
+    away = {"SMTP_URL": f"smtp://127.0.0.1:{free_port()}", "MAIL_FROM": "logger@example.com"}
+    done = run("rotate_api_key", made["key_id"], "--notify", TO, *options, **away)
+    assert done.returncode == 1
+    [mail] = run.cwd.glob("*.eml")
+    assert error_line(done.stderr).endswith(f"; the mail is in {mail.name}")
+    if options:
+        told = json.loads(done.stdout)
+        assert (told["sent"], told["output"]) == (False, mail.name)
+        secret = told["signing_secret"]
+    else:
+        [secret] = re.findall(r"^    (.{44})$", done.stdout, re.MULTILINE)
+    assert len(b64decode(secret)) == 32
+    assert secret != made["signing_secret"]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("how", ["full", "left"])
+def test_a_secret_that_nobody_saw_undoes_the_rotation(
+    run: Runner, how: str, options: tuple[str, ...]
+) -> None:
+    """When the secret cannot be shown, no mail goes out, and the old key goes on as it was."""
+    made = run.json(*SIGNS)
+    line = run.unheard(how, "rotate_api_key", made["key_id"], "--notify", TO, *options)
+    assert f"the rotation was undone: {made['key_id']} works on as before" in line
+    assert not list(run.cwd.glob("*.eml"))
+    # One that was rotated could not be again.
+    assert run.json("rotate_api_key", made["key_id"])["signing_secret"]
 
 
 def test_a_public_key(run: Runner, tmp_path: Path) -> None:
