@@ -13,16 +13,25 @@ from app.api.app import create_control_app
 from app.api.claims import PAGES_PER_MINUTE, PATH
 from app.api.openapi import describe
 from app.keys.registry import create_key
+from app.keys.signing import ED25519, HMAC_SHA256, NewSigningKey
 from app.keys.token import mint
+from app.protect.signing_keys import SigningKeys
 from tests.api.management import without_tables
 from tests.delivery.mail_sink import texts_by_id
+from tests.signing import Signer
 from tests.support import Service, create_claim, key_id_of, problem, record, running
 
 URL = "https://logs.example.com"
 
 
-def _claim(service: Service, client_id: str, url: str = URL, **options: Any) -> tuple[str, str]:
-    """Make a key behind a link; give the path of the link and the key."""
+def _claim(
+    service: Service,
+    client_id: str,
+    url: str = URL,
+    signing: NewSigningKey | None = None,
+    **how: Any,
+) -> tuple[str, str]:
+    """Make a key behind a link, that must sign if it can; give the link's path and the key."""
     key, text = create_key(
         service.engine,
         service.peppers,
@@ -30,8 +39,10 @@ def _claim(service: Service, client_id: str, url: str = URL, **options: Any) -> 
         create_client=True,
         client_id=client_id,
         name="claimed",
+        require_signature=signing is not None,
+        signing=signing,
     )
-    token = create_claim(service.engine, key, text, url, by=service.by, **options)
+    token = create_claim(service.engine, key, text, url, by=service.by, **how)
     return f"/claim/{token}", text
 
 
@@ -90,6 +101,21 @@ def test_200_the_key_is_shown_once(service: Service, client_id: str) -> None:
         _check_page(again, 410) if method != "HEAD" else None
         assert again.status_code == 410
         assert key not in again.text
+
+
+@pytest.mark.parametrize("algorithm", [HMAC_SHA256, ED25519])
+def test_200_a_key_that_must_sign(service: Service, client_id: str, algorithm: str) -> None:
+    """Such a key is shown without a curl, which would be refused, but with what has to be done."""
+    public_key = Signer.ed25519().public_key if algorithm == ED25519 else None
+    signing = SigningKeys(["a secret"]).make(algorithm, public_key)
+    path, key = _claim(service, client_id, signing=signing)
+    page = service.request("POST", path)
+    _check_page(page, 200)
+    shown = texts_by_id(page.text)
+    assert shown["env"] == f"LOGGER_API_URL={URL}\nLOGGER_API_KEY={key}"
+    assert "without a signature it is refused" in page.text
+    assert "curl" not in page.text
+    assert ("LOGGER_SIGNING_SECRET" in page.text) is (algorithm == HMAC_SHA256)
 
 
 def test_200_needs_no_key_and_takes_any(service: Service, client_id: str) -> None:

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.delivery.mail import (
 from app.delivery.smtp import BadAddress, Mail, Mailbox, mailbox
 from app.delivery.templates import SAMPLES, utc_text
 from app.keys.models import ApiKey
+from app.keys.signing import ED25519, HMAC_SHA256
 from tests.delivery.mail_sink import mailboxes, part, read_message, texts_by_id
 
 URL = "https://logs.example.com"
@@ -123,6 +125,25 @@ def test_a_key_s_own_end_is_told() -> None:
     mail = compose(_key(expires_at=end), LINK, url=URL, sender=SENDER, to=TO)
     for body in _parts(read_message(mail.content)):
         assert utc_text(end) in body
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_told", "is_sent_apart"),
+    [
+        ({"require_signature": True, "signature_algorithm": HMAC_SHA256}, True, True),
+        ({"require_signature": True, "signature_algorithm": ED25519}, True, False),
+        ({"signature_algorithm": HMAC_SHA256}, False, True),
+    ],
+)
+def test_a_key_that_signs(columns: dict[str, Any], *, is_told: bool, is_sent_apart: bool) -> None:
+    """Where requests must be signed the mail says so, and shows none that would be refused."""
+    mail = compose(_key(**columns), LINK, url=URL, sender=SENDER, to=TO)
+    for body in map(unescape, _parts(read_message(mail.content))):
+        assert ("without a signature it is refused" in body) is is_told
+        assert ("in the guide for clients" in body) is is_told
+        assert ("LOGGER_SIGNING_SECRET" in body) is is_sent_apart
+        for sample in SAMPLES.values():
+            assert (sample in body) is not is_told
 
 
 printable = st.text(st.characters(exclude_categories=("C", "Zl", "Zp", "Zs")), max_size=80)
