@@ -239,6 +239,7 @@ def _check_start(settings: Settings) -> None:
     from app.keys.database import StartRefused  # noqa: PLC0415
     from app.keys.keys_file import KeysFile  # noqa: PLC0415
     from app.protect.countries import Countries  # noqa: PLC0415
+    from app.storage.open import check_store  # noqa: PLC0415
 
     if settings.tls_certificate:
         _check_certificate(settings)
@@ -254,6 +255,10 @@ def _check_start(settings: Settings) -> None:
         _refuse(with_example(str(error)), code=2)
     except StorageUnavailable as error:
         _refuse(f"the control database cannot be used: {error.reason}")
+    try:
+        check_store(settings.data_dir)
+    except StorageUnavailable as error:
+        _refuse(f"the logs cannot be used: {error.reason}")
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

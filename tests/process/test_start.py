@@ -13,6 +13,7 @@ import pytest
 
 from app.keys.database import open_current
 from app.sqlite import sqlite3
+from app.storage.sqlite.schema import SCHEMA_VERSION, create_day, day_path
 from loadtests.server import (
     HOST,
     ROOT,
@@ -347,3 +348,23 @@ def test_the_version_needs_no_settings(tmp_path: Path) -> None:
     )
     assert re.fullmatch(r"central-logger \d+\.\d+\.\d+\n", done.stdout)
     assert HOST == "127.0.0.1"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_day_file_of_a_newer_release_stops_the_start(tmp_path: Path, workers: str) -> None:
+    """One line names the file and its version, no worker has to find it out, and it stays."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    path = day_path(logs, 20_000)
+    create_day(path)
+    newer = SCHEMA_VERSION + 1
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {newer}")
+    connection.close()
+    stored = path.read_bytes()
+    code, line = _refused(tmp_path, WORKERS=workers)
+    assert code == 1
+    told = f"central-logger: the logs cannot be used: {path} is a day file of version {newer}, "
+    assert line.startswith(told)
+    assert [one.name for one in logs.iterdir()] == [path.name]
+    assert path.read_bytes() == stored

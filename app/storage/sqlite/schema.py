@@ -143,6 +143,10 @@ _UPGRADES = {
 }
 CLIENT_SHIFT = 32
 
+# Where the header of an SQLite file has its user_version (fileformat2, 1.3), and how it begins.
+_HEADER_BYTES, _VERSION_AT = 64, 60
+_MAGIC = b"SQLite format 3\0"
+
 COLUMNS = (
     "client",
     "us",
@@ -160,6 +164,17 @@ COLUMNS = (
 SUFFIX = ".db"
 WRITES_SUFFIXES = ("-wal", "-shm")
 _EPOCH = date(1970, 1, 1).toordinal()
+
+
+class UnknownVersion(Exception):
+    """A day file of a version that is not this program's, which leaves it as it is."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        newer = ", which a newer release of the service has made" if version > 0 else ""
+        super().__init__(
+            f"{path} is a day file of version {version}{newer};"
+            f" this release knows versions 1 to {SCHEMA_VERSION}"
+        )
 
 
 @lru_cache(maxsize=512)
@@ -242,13 +257,34 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def check_version(path: Path) -> None:
+    """Raise UnknownVersion for a day file that `upgrade_day` would not take; damage is not its.
+
+    By the header alone: SQLite would open files that another process may still be writing.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if header and not (len(header) == _HEADER_BYTES and header.startswith(_MAGIC)):
+        return
+    _check(path, int.from_bytes(header[_VERSION_AT:], signed=True))
+
+
+def _check(path: Path, version: int) -> None:
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise UnknownVersion(path, version)
+
+
 def upgrade_day(path: Path) -> None:
-    """Bring a file of an earlier version up to date; raises sqlite3.Error if it can't be."""
+    """Bring a file of an earlier version up to date.
+
+    Raises UnknownVersion, and sqlite3.Error if it can't be.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == SCHEMA_VERSION:
             return
+        _check(path, version)
         connection.execute("BEGIN IMMEDIATE")
         for statement in (*_UPGRADES[version], f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
             connection.execute(statement)

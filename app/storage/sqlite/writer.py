@@ -34,6 +34,7 @@ from app.storage.sqlite.corruption import CorruptDay, damage_named, set_aside
 from app.storage.sqlite.day import DayFile
 from app.storage.sqlite.schema import (
     HOME,
+    UnknownVersion,
     day_path,
     list_days,
     remove_day,
@@ -506,6 +507,10 @@ def main() -> int:
         if held is None:
             return ALREADY_RUNNING
         _run(_serve(directory, dedup_window_days))
+    except UnknownVersion as error:
+        _set_up_journal()
+        logging.getLogger(__name__).error("the writer process ends: %s", error)  # noqa: TRY400
+        return 1
     except Exception:
         _set_up_journal()
         logging.getLogger(__name__).exception("the writer process ends")

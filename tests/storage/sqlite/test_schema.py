@@ -1,5 +1,6 @@
 """Tests of app.storage.sqlite.schema."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import StorageUnavailable
 from app.logs.identity import ArrivalClock
 from app.logs.query import LogQuery
 from app.logs.search import parse_search
 from app.sqlite import sqlite3
+from app.storage.open import open_store
 from app.storage.sqlite.reader import SqliteReader
 from app.storage.sqlite.schema import PRAGMAS, SCHEMA_VERSION, create_day, day_path, list_days
 from app.storage.sqlite.sealing import build_seals, find_full
@@ -164,6 +167,32 @@ def test_a_day_file_appears_whole_or_not_at_all(tmp_path: Path, size: int) -> No
         create_day(path)  # what the failed attempt left is no hindrance
         assert _tables(path) == TABLES
     assert not list(tmp_path.glob("*.new*"))
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, -1, 0, None])
+def test_an_unknown_version_is_refused_and_left(tmp_path: Path, version: int | None) -> None:
+    """A day file of a version that is not ours stops the start and the writer in one line each."""
+    (tmp_path / "logs").mkdir()
+    path = day_path(tmp_path / "logs", 20_000)
+    path.touch()
+    if version is not None:  # else it is empty
+        create_day(path)
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+    stored = path.read_bytes()
+    told = f"{path} is a day file of version {version or 0}"
+    with pytest.raises(StorageUnavailable) as refused:
+        asyncio.run(open_store("", tmp_path, 7))
+    assert refused.value.reason.startswith(told)
+    # Who gets past that, as a log of writes might that holds the version, meets the writer's own.
+    writer = [sys.executable, "-m", "app.storage.sqlite.writer", str(path.parent), "7"]
+    done = subprocess.run(writer, cwd=ROOT, capture_output=True, check=False, text=True)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines() + done.stdout.splitlines()
+    assert json.loads(line)["event"].startswith(f"the writer process ends: {told}")
+    assert path.read_bytes() == stored
+    assert list_days(path.parent) == {20_000: path}
 
 
 def test_a_draft_of_a_dead_writer_is_no_hindrance(tmp_path: Path) -> None:
