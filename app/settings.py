@@ -330,14 +330,15 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         actions: dict[str, str] = {}
-        for part in filter(None, (one.strip() for one in value.split(","))):
+        parts = filter(None, (one.strip() for one in value.split(",")))
+        for number, part in enumerate(parts, start=1):
             rule, _, action = (one.strip() for one in part.partition(":"))
             if rule not in RULES:
-                raise ValueError(f"no rule is called {rule!r}, but {', '.join(RULES)}")
+                raise ValueError(f"entry {number} names no rule; they are {', '.join(RULES)}")
             if action not in RULES[rule].actions:
-                raise ValueError(f"{rule} takes {', '.join(RULES[rule].actions)}, not {action!r}")
+                raise ValueError(f"entry {number}: {rule} takes {', '.join(RULES[rule].actions)}")
             if actions.setdefault(rule, action) != action:
-                raise ValueError(f"{rule} is there twice")
+                raise ValueError(f"entry {number}: {rule} is there twice")
         return actions
 
     @field_validator("database_url")

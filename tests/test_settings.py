@@ -72,10 +72,14 @@ def test_example_shows_the_defaults() -> None:
         ("HEAD_TIMEOUT_S", "0", "greater"),
         ("GEOIP_DATABASE", "/no/such/file", "read"),
         ("TRUSTED_PROXY_HEADER", "X-Real-IP", "forwarded"),
-        ("ALERT_ACTIONS", "guesses:block", "failed_attempts"),
-        ("ALERT_ACTIONS", "spike", "alert, block, quarantine, off"),
+        (
+            "ALERT_ACTIONS",
+            "spike:off,guesses:block",
+            "entry 2 names no rule; they are failed_attempts",
+        ),
+        ("ALERT_ACTIONS", "spike", "entry 1: spike takes alert, block, quarantine, off"),
         ("ALERT_ACTIONS", "failed_attempts_on_key:quarantine", "alert, block, off"),
-        ("ALERT_ACTIONS", "spike:off,spike:block", "twice"),
+        ("ALERT_ACTIONS", "spike:off,spike:block", "entry 2: spike is there twice"),
         ("ALERT_SPIKE_FACTOR", "nan", "1000000000"),
         ("ALERT_WEBHOOK_URL", "ftp://hooks.example.com", "http"),
         ("ALERT_MAIL_TO", "ops@example.com", "SMTP_URL"),
@@ -151,6 +155,7 @@ def test_bad_value_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
         ("SMTP_URL", "smtp://user:hunter2/@mail.example.com"),
         ("SMTP_URL", "smtp://user:hunter2@mail.example.com:x"),
         ("ALERT_WEBHOOK_URL", "https://hooks.example.com/hunter2#x"),
+        ("ALERT_ACTIONS", "spike:hunter2"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
