@@ -198,7 +198,8 @@ def _signing(text: str) -> tuple[str, str | None]:
             return algorithm, file.read(TEXT_LENGTH_MAX + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no PEM"
-        raise argparse.ArgumentTypeError(f"{path}: {reason}") from None
+        # Not its name: what stands there by mistake may be a private key, and not its file.
+        raise argparse.ArgumentTypeError(f"FILE: {reason}") from None
 
 
 def _target(text: str) -> Target:

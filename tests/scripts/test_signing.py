@@ -6,6 +6,7 @@ from base64 import b64decode
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from loadtests.server import free_port
 from tests.scripts.runner import Runner, error_line
@@ -113,3 +114,16 @@ def test_what_cannot_be(run: Runner, sign: str, status: int, told: str) -> None:
     assert done.returncode == status
     assert told in (error_line(done.stderr) if status == 1 else done.stderr)
     assert run.json("list_api_keys")["api_keys"] == []
+
+
+@pytest.mark.parametrize("form", ["ed25519:{}", "hmac-sha256:{}", "{}", "ed25519:/tmp/{}"])
+def test_a_private_key_in_place_of_a_file_is_not_told(run: Runner, form: str) -> None:
+    """Where a key itself is given by mistake, what is complained of holds nothing of it."""
+    run.prepare()
+    private_key = Signer.ed25519().private_key
+    assert private_key is not None
+    pem = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    done = run("generate_api_key", "--client", "acme", "--sign", form.replace("{}", pem))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "argument --sign: " in done.stderr
+    assert pem.splitlines()[1] not in done.stderr
