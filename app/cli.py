@@ -20,6 +20,7 @@ from app import __version__
 from app.errors import StorageUnavailable
 from app.journal import redacted
 from app.settings import SERVER_LOCK, BadSetting, Settings, load_settings, with_example
+from app.streams import let_go, prepare_streams
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -350,5 +351,23 @@ def _refuse(message: str, *, code: int = 1) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line."""
-    cli()
+    """Run the command line; output that fails ends it with 1 and a line, not with a traceback."""
+    is_server = sys.argv[1:2] == ["serve"]  # its output is its journal, which it can do without
+    is_heard = prepare_streams()
+    try:
+        if not (is_heard or is_server):
+            _fail("standard output is closed")
+        cli()
+    except OSError as error:
+        if is_server:
+            raise
+        _fail(error.strerror or str(error))
+    finally:
+        let_go()
+
+
+def _fail(message: str) -> NoReturn:
+    """End with 1 and a line where no command can say so."""
+    with suppress(OSError):  # stderr may be what fails
+        typer.echo(redacted(f"central-logger: {message}"), err=True)
+    sys.exit(1)

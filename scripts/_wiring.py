@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getpass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,6 +34,7 @@ from app.keys.sealing import chain_keys
 from app.keys.verifier import Peppers
 from app.protect.signing_keys import SigningKeys
 from app.settings import BadSetting, Settings, load_settings
+from app.streams import let_go, prepare_streams
 
 
 class Refused(Exception):
@@ -82,7 +82,8 @@ def control_plane(*, may_create: bool = False) -> Iterator[ControlPlane]:
 
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process as its outcome asks: one line, no traceback."""
-    _prepare_streams()
+    if not prepare_streams():
+        _end(1, "standard output is closed")
     heed_signals()
     try:
         command()
@@ -106,7 +107,8 @@ def run(command: Callable[[], None]) -> NoReturn:
     except UnicodeError as error:
         _end(1, f"{type(error).__name__}: {error}")
     finally:
-        _let_go()
+        # After a signal nobody may be reading, and a flush would wait for ever.
+        let_go(may_wait=not received)
     sys.exit(0)
 
 
@@ -259,31 +261,8 @@ def _check_there(settings: Settings) -> None:
         raise Refused(f"{sqlite_path(url).absolute()} is no control database: it is empty")
 
 
-def _prepare_streams() -> None:
-    if sys.stderr is None:
-        # `2>&-`: print() would take stdout for it, and the next file that is opened its number.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # as long as the process lives
-    if sys.stdout is None:
-        _end(1, "standard output is closed")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A name that a terminal can't show must not cost the key that stands beside it.
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _end(status: int, message: str) -> NoReturn:
     with suppress(OSError):  # a terminal that is gone
         print(f"Error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     ignore_signals()
     sys.exit(128 + received[0] if received else status)
-
-
-def _let_go() -> None:
-    """Leave nothing to the interpreter's own flush at the end, which complains of a failure."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            # After a signal nobody may be reading, and the flush would wait for ever.
-            if stream is sys.stderr or not received:
-                stream.flush()
-                continue
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
