@@ -27,8 +27,12 @@ from app.protect.threats import ALERT, BLOCK, OFF, QUARANTINE, RULES, Finding
 # What goes on for longer is told once more.
 LIFE = timedelta(days=1)
 # New alerts of a rule in an hour: an attack from everywhere must not fill mailboxes, nor the disk.
-# Beyond it they are one alert, without key and address.
+# Beyond it they are one alert, without key and address. What befalls one client's keys its own
+# administrator can bring about: so each client has a share, and its rest is an alert of its own.
 PER_HOUR_MAX = 100
+OF_CLIENT_PER_HOUR_MAX = 20
+# What a client is told of by name, though all of them together are beyond PER_HOUR_MAX.
+OF_CLIENT_ALWAYS = 1
 MANY = "too many at a time to tell them apart"
 SEEN_MAX = 50
 # Each worker holds them in memory.
@@ -76,16 +80,16 @@ class AlertLog:
     def _record(self, finding: Finding) -> None:
         now = utc_now()
         with reading(self._engine) as session:
-            former = _latest(session, finding.rule, finding.key_id, finding.source_ip)
+            former = _latest(session, finding)
             is_open = _is_open(former, now, self._policy)
-            is_many = not is_open and _opened(session, finding.rule, now) >= PER_HOUR_MAX
+            is_many = not is_open and _are_many(session, finding, now)
             new = finding if is_many else _new_of(finding, former)
             if not (new.moments or new.seen):
                 return
             if is_many:
-                former = _latest(session, finding.rule, None, "")
+                new = new._replace(key_id=None, source_ip="", seen=(MANY,))
+                former = _latest(session, new)
                 is_open = _is_open(former, now, self._policy)
-                new = new._replace(key_id=None, client_id=None, source_ip="", seen=(MANY,))
         action, fault = self._policy.action_of(finding.rule), ""
         # Before the alert is written: of an alert that is there the action has been taken.
         if action == QUARANTINE and finding.key_id is not None and (is_many or not is_open):
@@ -134,13 +138,18 @@ class AlertLog:
                 )
 
 
-def _latest(session: Session, rule: str, key_id: str | None, source_ip: str) -> Alert | None:
-    """Find the last alert of a rule about a key; of none: about an address."""
-    wanted = select(Alert).where(col(Alert.rule) == rule, col(Alert.at) >= utc_now() - 2 * LIFE)
-    if key_id is None:
-        wanted = wanted.where(col(Alert.key_id).is_(None), col(Alert.source_ip) == source_ip)
+def _latest(session: Session, finding: Finding) -> Alert | None:
+    """Find the last alert of a rule about a key; of none: about a client's address, or nobody's."""
+    rule = col(Alert.rule) == finding.rule
+    wanted = select(Alert).where(rule, col(Alert.at) >= utc_now() - 2 * LIFE)
+    if finding.key_id is None:
+        wanted = wanted.where(
+            col(Alert.key_id).is_(None),
+            col(Alert.client_id) == finding.client_id,
+            col(Alert.source_ip) == finding.source_ip,
+        )
     else:
-        wanted = wanted.where(col(Alert.key_id) == key_id)
+        wanted = wanted.where(col(Alert.key_id) == finding.key_id)
     return session.scalar(wanted.order_by(col(Alert.at).desc()).limit(1))
 
 
@@ -150,10 +159,17 @@ def _is_open(alert: Alert | None, now: datetime, policy: Policy) -> bool:
     return now - alert.last_at <= timedelta(minutes=policy.quiet_minutes) and now - alert.at <= LIFE
 
 
-def _opened(session: Session, rule: str, now: datetime) -> int:
-    """Count the alerts that a rule has made within the hour."""
-    lately = (col(Alert.rule) == rule, col(Alert.at) >= now - timedelta(hours=1))
-    return session.scalar(select(func.count()).select_from(Alert).where(*lately)) or 0
+def _are_many(session: Session, finding: Finding, now: datetime) -> bool:
+    """Say whether a rule has made as many alerts within the hour as are told apart."""
+    lately = (col(Alert.rule) == finding.rule, col(Alert.at) >= now - timedelta(hours=1))
+    counted = select(func.count()).select_from(Alert).where(*lately)
+    if finding.client_id is None:
+        nobodys = counted.where(col(Alert.client_id).is_(None))
+        return (session.scalar(nobodys) or 0) >= PER_HOUR_MAX
+    of_client = session.scalar(counted.where(col(Alert.client_id) == finding.client_id)) or 0
+    if of_client < OF_CLIENT_ALWAYS:
+        return False
+    return of_client >= OF_CLIENT_PER_HOUR_MAX or (session.scalar(counted) or 0) >= PER_HOUR_MAX
 
 
 def _new_of(finding: Finding, former: Alert | None) -> Finding:

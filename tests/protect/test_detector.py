@@ -23,7 +23,7 @@ from app.keys.database import writing
 from app.keys.models import ApiKey, Client
 from app.keys.token import mint
 from app.protect.alert_list import AlertFilter, as_object, read_alerts
-from app.protect.alerts import PER_HOUR_MAX, AlertLog, Policy
+from app.protect.alerts import OF_CLIENT_PER_HOUR_MAX, PER_HOUR_MAX, AlertLog, Policy
 from app.protect.deliveries import Recipient
 from app.protect.detector import FINDINGS_MAX, Detector
 from app.protect.evidence import Sources
@@ -306,6 +306,28 @@ def test_a_flood_of_alerts_is_one(desk: Desk) -> None:
     assert len(found) == PER_HOUR_MAX + 1
     assert [one["count"] for one in found if not one["source_ip"]] == [20]
     assert len(blocks(desk)) == PER_HOUR_MAX + 20
+
+
+def test_one_clients_flood_is_its_own(desk: Desk) -> None:
+    """However many alerts the keys of others make, a client is told of its own."""
+    clients = [*("evil" for _ in range(PER_HOUR_MAX + 10)), "acme"]
+    clients += [f"c{number // 10}" for number in range(PER_HOUR_MAX)]
+    clients += ["globex", "globex", "evil"]
+    for number, client in enumerate(clients):
+        ago_s = 60 - number / 10
+        desk.refuse(1, ago_s=ago_s, reason="deleted", key_id=f"k{number}", client_id=client)
+    desk.detector().detect()
+    found = [one for one in desk.alerts() if one["rule"] == "revoked_key"]
+    of_evil = [one for one in found if one["client_id"] == "evil"]
+    assert len(of_evil) == OF_CLIENT_PER_HOUR_MAX + 1
+    others = clients.count("evil") - OF_CLIENT_PER_HOUR_MAX
+    assert (of_evil[-1]["key_id"], of_evil[-1]["count"]) == (None, others)
+    for client in ("acme", "globex"):
+        own = [one["key_id"] for one in found if one["client_id"] == client]
+        assert own[0] == f"k{clients.index(client)}"
+    # The second of a client is not told apart any more, but the client is told of it.
+    assert own[1:] == [None]
+    assert {one["client_id"] for one in found} == set(clients)
 
 
 def blocks(desk: Desk) -> dict[str, datetime]:
