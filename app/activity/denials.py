@@ -4,8 +4,10 @@ A row for each request by its id, for some days; and events in the audit's chain
 (refusals.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from time import time
 from typing import Any, Protocol
 
@@ -25,6 +27,9 @@ from app.keys.records import KeyRecord
 
 # Beyond it the oldest go, however few days they were kept: about 500 MB.
 ROWS_MAX = 1_000_000
+# Attempts with keys that are there get a row though they came in a flood, which is counted: so many
+# in a write, of which there are two a second. Else whoever tries a key that ended could hide it.
+ROWS_OF_REPEATS_MAX = 100
 PRUNE_EVERY_S = 60.0
 # A step holds the database for some 50 ms.
 PRUNE_ROWS = 5_000
@@ -76,6 +81,8 @@ class DenialLog:
     ) -> None:
         """Write a row of each refusal, and count the repeats, in one transaction.
 
+        The first of those repeats that concern a key that is there gets a row as well, within
+        ROWS_OF_REPEATS_MAX.
         `is_last` also tells what else would be told at the end of the minute. Raises
         StorageUnavailable; then nothing was written, and may be given again.
         """
@@ -83,7 +90,8 @@ class DenialLog:
         diagnoses = self._find([one.first for one in counted])
         found = [(one.explained(), why) for one, why in zip(counted, diagnoses, strict=True)]
         telling, events = self._telling.after(found, int(time() // 60), is_last=is_last)
-        rows = [_row(one, found) for one, found in zip(refusals, diagnoses, strict=False)]
+        others = _attempts_on_keys(repeats, diagnoses[len(refusals) :])
+        rows = [_row(*one) for one in [*zip(refusals, diagnoses, strict=False), *others]]
         if rows or events:
             with writing(self._activity) as session:
                 upsert(session, Denial, rows, None)
@@ -162,6 +170,26 @@ def _active_clients(session: Session, client_ids: set[str]) -> set[str]:
     return active
 
 
+def _attempts_on_keys(
+    repeats: list[Repeats], diagnoses: list[Diagnosis]
+) -> list[tuple[Refusal, Diagnosis]]:
+    """Give the first attempt of each party on each key, some of every client before more of one."""
+    seen: set[tuple[str, str, str]] = set()
+    of_client = Counter[str | None]()
+    ranked: list[tuple[int, Refusal, Diagnosis]] = []
+    for one, found in zip((one.first for one in repeats), diagnoses, strict=True):
+        # Anything else is no attempt: the caller was authenticated, and has a limit or no scope.
+        if found.of_key is None or (one.presented is None and one.reason):
+            continue
+        name = (one.party, found.of_key, found.reason)
+        if name not in seen:
+            seen.add(name)
+            ranked.append((of_client[found.client_id], one, found))
+            of_client[found.client_id] += 1
+    ranked.sort(key=itemgetter(0))
+    return [one[1:] for one in ranked[:ROWS_OF_REPEATS_MAX]]
+
+
 def _diagnosis(refusal: Refusal, by_name: dict[str, list[Suspect]]) -> Diagnosis:
     at = moment(refusal.at_s)
     presented = refusal.presented
@@ -169,7 +197,12 @@ def _diagnosis(refusal: Refusal, by_name: dict[str, list[Suspect]]) -> Diagnosis
         names = presented.proofs if presented.key_id is None else {presented.key_id}
         suspects = [suspect for name in names for suspect in by_name.get(name, ())]
         found = reasons.of_key(presented, suspects, at)
-        return found._replace(reason=refusal.reason) if refusal.reason else found
+        # Who has failed too often first does not make an attempt with a key that ended another one:
+        # it takes the secret to be told so.
+        is_told = not refusal.reason or found.reason in reasons.ENDED
+        if not is_told:
+            found = Diagnosis(refusal.reason, found.of_key, found.client_id)
+        return found
     if refusal.reason:
         return Diagnosis(refusal.reason, refusal.key_id, refusal.client_id)
     caller = by_name.get(refusal.key_id or "", [None])[0]

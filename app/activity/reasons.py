@@ -17,12 +17,14 @@ WRONG_SECRET = "wrong_secret"  # noqa: S105  # a reason
 # How a key may have ended.
 DELETED, DEACTIVATED, QUARANTINED = "deleted", "deactivated", "quarantined"
 EXPIRED, GRACE_OVER = "expired", "grace_over"
+ENDED = frozenset((DELETED, DEACTIVATED, QUARANTINED, EXPIRED, GRACE_OVER))
 # Of many requests that were only counted together.
 VARIOUS = "various"
 TOO_MANY_FAILURES = "too_many_failures"
 RATE_LIMIT = "rate_limit_"
 NOT_PERMITTED = "not_permitted"
 OTHER_CLIENT = "other_client"
+_UNKNOWN = ("unknown_key", "test_key_unknown")
 
 # How the details of 403 begin, by reason.
 _FORBIDDEN = {
@@ -83,6 +85,11 @@ class Diagnosis(NamedTuple):
     key_id: str | None = None
     client_id: str | None = None
 
+    @property
+    def of_key(self) -> str | None:
+        """Give the id of the key if it is there: ids that are made up cost nothing."""
+        return None if self.reason in _UNKNOWN else self.key_id
+
 
 class Suspect(NamedTuple):
     """A key that may be the one that was sent: its row, or its entry in the settings."""
@@ -119,7 +126,7 @@ def of_key(presented: Presented, suspects: list[Suspect], at: datetime) -> Diagn
     if not suspects:
         if presented.shape != shape.WELL_FORMED:
             return Diagnosis(presented.shape)
-        reason = "test_key_unknown" if presented.environment == "test" else "unknown_key"
+        reason = _UNKNOWN[presented.environment == "test"]
         return Diagnosis(reason, presented.key_id)
     diagnoses = [_of_suspect(one, presented, at) for one in suspects]
     # Of several with the same short tag, the one that tells of an end.

@@ -132,10 +132,7 @@ def _events_of(told: dict[_Kind, tuple[Repeats, Diagnosis] | None]) -> list[Even
 
 
 def _kind(refusal: Refusal, diagnosis: Diagnosis) -> _Kind:
-    # Ids of keys that are not there cost whoever makes them up nothing.
-    is_known = diagnosis.reason not in {"unknown_key", "test_key_unknown"}
-    key_id = diagnosis.key_id if is_known else None
-    return _Kind(refusal.party, diagnosis.reason, key_id, refusal.endpoint)
+    return _Kind(refusal.party, diagnosis.reason, diagnosis.of_key, refusal.endpoint)
 
 
 def _event(repeats: Repeats, diagnosis: Diagnosis) -> Event:

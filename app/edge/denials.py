@@ -37,7 +37,8 @@ ROWS_OF_PARTY_MAX = 50
 ROWS_PER_SECOND_MAX = 200
 # What waits, if the database is away.
 ROWS_WAITING_MAX = 2_000
-REPEATS_MAX = 1_000
+# More than a worker refuses between two writes: made-up ids are not to crowd out one that is there.
+REPEATS_MAX = 4_000
 USER_AGENT_BYTES_MAX = 1020
 DETAIL_LENGTH_MAX = 500
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine, func, select, tuple_
 from sqlmodel import col
 
-from app.activity.reasons import TOO_MANY_FAILURES
+from app.activity.reasons import ENDED, TOO_MANY_FAILURES
 from app.activity.rows import chunks
 from app.addresses import network_of
 from app.audit.models import Denial
@@ -49,7 +49,10 @@ def read_refusals(engine: Engine, after: Place, until: datetime) -> tuple[list[R
         select(*name, *columns)
         .where(tuple_(*name) > tuple_(*after), col(Denial.at) >= after.at, col(Denial.at) <= until)
         # Whose key fails once too often gets a 429: it is a failure still.
-        .where((col(Denial.status) == _UNAUTHENTICATED) | (col(Denial.reason) == TOO_MANY_FAILURES))
+        .where(
+            (col(Denial.status) == _UNAUTHENTICATED)
+            | col(Denial.reason).in_([TOO_MANY_FAILURES, *sorted(ENDED)])
+        )
         .order_by(*name)
         .limit(REFUSALS_PER_READ)
     )

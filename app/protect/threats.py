@@ -37,10 +37,6 @@ NETWORKS_MAX = 200
 SPIKE_MINUTES_MIN = 10
 # How the reasons of refusals are called that are no attempt to get in: nothing was sent to try.
 _NO_ATTEMPT = {shape.NONE, shape.NOT_UNDERSTOOD, reasons.VARIOUS}
-_ENDED = {
-    *(reasons.DEACTIVATED, reasons.DELETED, reasons.EXPIRED),
-    *(reasons.GRACE_OVER, reasons.QUARANTINED),
-}
 
 
 class Rule(NamedTuple):
@@ -190,7 +186,7 @@ def _subjects(one: Refused) -> Iterable[tuple[str, str, str]]:
         yield FAILED_ATTEMPTS, party, one.reason
     if one.key_id is not None and one.reason == reasons.WRONG_SECRET:
         yield KEY_GUESSED_AT, one.key_id, party
-    if one.key_id is not None and one.reason in _ENDED:
+    if one.key_id is not None and one.reason in reasons.ENDED:
         yield ENDED_KEY, one.key_id, f"{one.reason} {party}"
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from app.activity.denials import DenialLog
+from app.activity.denials import ROWS_OF_REPEATS_MAX, DenialLog
 from app.activity.reasons import VARIOUS, Diagnosis
 from app.activity.refusals import KINDS_MAX, KINDS_OF_PARTY_MAX, Refusal, Repeats, Telling
 from app.audit.models import AuditEvent, Denial
@@ -32,11 +33,15 @@ from app.errors import (
 )
 from app.keys import shape
 from app.keys.configured import ConfiguredKeys
+from app.keys.database import writing
 from app.keys.keyring import Keyring
+from app.keys.models import ApiKey, Client
 from app.keys.principal import UNLIMITED, Principal
 from app.keys.sealing import chain_keys
 from app.keys.token import mint
 from app.keys.verifier import Peppers
+from app.protect.evidence import Place, read_refusals
+from app.protect.threats import Attempts, Thresholds
 
 ENDPOINT = "POST /api/v1/logs"
 KEY = mint("cl_live", "acme")
@@ -319,6 +324,43 @@ def test_a_credential_is_let_go_of_when_it_is_explained(log: DenialLog) -> None:
     assert [(one.first.presented, found.reason) for one, found in waiting] == [
         (None, "unknown_key")
     ]
+
+
+def test_a_flood_hides_no_key_that_ended(engine: Engine, log: DenialLog) -> None:
+    """Of attempts that are only counted one of each key that is there has a row, at a 429 too."""
+    tokens = [(client, mint("cl_live", client)) for client in ["evil"] * 150 + ["acme"]]
+    peppers = Peppers([SECRET])
+    with writing(engine) as session:
+        session.add_all(Client(client_id=name, name=name) for name in ("evil", "acme"))
+        session.flush()
+        for client, token in tokens:
+            session.add(
+                ApiKey(
+                    key_id=token.key_id,
+                    key_prefix=token.key_id,
+                    client_id=client,
+                    name="a key",
+                    role="client",
+                    verifier=peppers.make_keyed(token.text),
+                    is_active=False,
+                )
+            )
+    texts = [mint("cl_live", "made-up").text for _ in range(200)] + ["garbage"]
+    texts += [token.text for _, token in tokens]
+    repeats = []
+    for at_s, text in enumerate(texts):
+        presented = shape.shape_of(text)._replace(proofs=peppers.proofs(text))
+        reason = "" if at_s % 2 else "too_many_failures"
+        repeats.append(Repeats.of(refused(at_s, reason=reason, presented=presented)))
+    log.write([], [*repeats, repeats[-1]._replace(times=3)])
+    start, end = (datetime.fromtimestamp(at_s, UTC) for at_s in (0, len(texts)))
+    attempts, _ = read_refusals(engine, Place(start, ""), end)
+    found = [(one.client_id, one.key_id, one.reason) for one in attempts]
+    assert found.count(("acme", tokens[-1][1].key_id, "deactivated")) == 1
+    assert len(found) == ROWS_OF_REPEATS_MAX
+    assert {one[::2] for one in found[:-1]} == {("evil", "deactivated")}
+    alerts = Attempts(Thresholds()).judge(attempts)
+    assert {(one.rule, one.client_id) for one in alerts} >= {("revoked_key", "acme")}
 
 
 def test_rows_are_kept_for_their_days(
