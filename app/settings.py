@@ -20,6 +20,7 @@ from app.delivery.smtp import parse_mailbox, parse_server
 from app.edge.redis_url import check_redis_url
 from app.keys.token import token_fault
 from app.keys.verifier import SECRET_LENGTH_MIN
+from app.protect.signatures import AGE_S_BOUND, AGE_S_MAX
 from app.protect.threats import RULES
 from app.protect.webhook import parse_webhook
 
@@ -146,8 +147,8 @@ class Settings(BaseSettings):
     denials_kept_days: Days = 30
     access_kept_days: Days = 30
 
-    # A signed request is good for so long, and its nonce is kept until then.
-    signature_age_s_max: Annotated[int, Field(ge=10, le=3_600)] = 300
+    # A signed request is good for so long; its nonce is kept for the longest that this may be.
+    signature_age_s_max: Annotated[int, Field(ge=10, le=AGE_S_BOUND)] = AGE_S_MAX
     # Keys that have a signing key need it wherever keys are managed.
     sign_management: bool = False
 

@@ -19,6 +19,7 @@ from app.keys.signing import ED25519, Signing
 from app.pool import BoundedPool
 from app.protect.nonces import Nonces, SpentNonce
 from app.protect.signatures import (
+    AGE_S_BOUND,
     AGE_S_MAX,
     SKEW_S,
     Message,
@@ -111,7 +112,8 @@ class Signatures:
                 check_digest(unconfirmed.digest, body)
         elif body:
             raise InvalidSignature("it does not cover content-digest")
-        until_s = unconfirmed.created_s + self._age_s_max + SKEW_S
+        # Not for as long as it is good now: it is good again once SIGNATURE_AGE_S_MAX is raised.
+        until_s = unconfirmed.created_s + AGE_S_BOUND + SKEW_S
         if not await self._burner.burn(SpentNonce(signed.nonce_of, unconfirmed.nonce, until_s)):
             raise InvalidSignature("its nonce was used before")
 

@@ -19,6 +19,8 @@ from app.errors import InvalidSignature
 from app.keys.signing import ED25519, HMAC_SHA256, SigningKey
 
 AGE_S_MAX = 300
+# The most that AGE_S_MAX may be set to.
+AGE_S_BOUND = 3_600
 # How far a sender's clock may be ahead.
 SKEW_S = 30
 NONCE_LENGTH_MIN, NONCE_LENGTH_MAX = 16, 128
