@@ -80,6 +80,7 @@ class Signer(NamedTuple):
         age_s: int = 0,
         nonce: str | None = None,
         more: Iterable[str] = (),
+        label: str = "sig",
     ) -> Headers:
         """Give all headers that sign a request; `more` are further parameters."""
         values = {"@method": method, "@path": path}
@@ -91,4 +92,4 @@ class Signer(NamedTuple):
         created = int(time.time()) - age_s
         nonce = unique() if nonce is None else nonce
         parameters = [f"created={created}", f'nonce="{nonce}"', *more]
-        return extra | self.headers(values, parameters)
+        return extra | self.headers(values, parameters, label)

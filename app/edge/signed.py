@@ -100,7 +100,7 @@ class Signatures:
         return Signed(signing, nonce_of, unconfirmed)
 
     async def confirm(self, signed: Signed, body: bytes) -> None:
-        """Check the body, as it was sent, and use up the nonce.
+        """Check the body, as it was sent, and use up the nonces.
 
         Raises InvalidSignature; StorageUnavailable and Overloaded where the nonce can't be written.
         """
@@ -114,7 +114,9 @@ class Signatures:
             raise InvalidSignature("it does not cover content-digest")
         # Not for as long as it is good now: it is good again once SIGNATURE_AGE_S_MAX is raised.
         until_s = unconfirmed.created_s + AGE_S_BOUND + SKEW_S
-        if not await self._burner.burn(SpentNonce(signed.nonce_of, unconfirmed.nonce, until_s)):
+        spent = [SpentNonce(signed.nonce_of, nonce, until_s) for nonce in unconfirmed.nonces]
+        # One, as a rule. Of several all are burned, also behind one that was used before.
+        if not all([await self._burner.burn(one) for one in spent]):
             raise InvalidSignature("its nonce was used before")
 
     def check_still(

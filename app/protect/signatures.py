@@ -85,12 +85,14 @@ class Signature(NamedTuple):
 
 
 class Unconfirmed(NamedTuple):
-    """What is left to check of a signature that holds: the body's digest, and its nonce.
+    """What is left to check of signatures that hold: the body's digest, and their nonces.
 
-    `digest` is the field Content-Digest, None where the signature does not cover it.
+    Each of the nonces has to be used up, lest the request is let in again with another one of its
+    signatures. `created_s` is of the latest; `digest` is the field Content-Digest, None where no
+    signature covers it.
     """
 
-    nonce: str
+    nonces: tuple[str, ...]
     created_s: int
     digest: str | None
 
@@ -125,14 +127,21 @@ def signatures(fields: Fields) -> Iterator[Signature]:
 def verify(
     message: Message, key: SigningKey, key_id: str, now_s: float, age_s_max: int = AGE_S_MAX
 ) -> Unconfirmed:
-    """Return what is left to check of the first signature that holds; else InvalidSignature."""
+    """Return what is left to check of the signatures that hold; InvalidSignature if none does."""
     fault: InvalidSignature | None = None
+    held: list[Unconfirmed] = []
     for one in signatures(message.fields):
         try:
-            return _unconfirmed(message, one, key, key_id, now_s, age_s_max)
+            held.append(_unconfirmed(message, one, key, key_id, now_s, age_s_max))
         except InvalidSignature as error:
             fault = fault or error
-    raise fault or InvalidSignature("there is none")
+    if not held:
+        raise fault or InvalidSignature("there is none")
+    return Unconfirmed(
+        tuple(dict.fromkeys(nonce for one in held for nonce in one.nonces)),
+        max(one.created_s for one in held),
+        next((one.digest for one in held if one.digest is not None), None),
+    )
 
 
 def check_digest(digest: str, body: bytes) -> None:
@@ -187,7 +196,7 @@ def _unconfirmed(  # noqa: PLR0913, PLR0917  # see verify
         raise InvalidSignature(f"it is not the {key.algorithm} signature of what it covers")
     is_digested = "content-digest" in signature.components
     digest = field(message.fields, "content-digest") if is_digested else None
-    return Unconfirmed(nonce, created_s, digest)
+    return Unconfirmed((nonce,), created_s, digest)
 
 
 def _check_covered(message: Message, components: list[str]) -> None:

@@ -78,3 +78,20 @@ def test_a_longer_age_makes_nothing_good_again(activity: Engine) -> None:
         take(activity, headers, age_s_max=AGE_S_BOUND)
     assert refused.value.cause == "its nonce was used before"
     take(activity, SIGNER.request("GET", LOGS, age_s=ago_s), age_s_max=AGE_S_BOUND)
+
+
+def test_two_signatures_are_good_once_together(activity: Engine) -> None:
+    """Of a request that was let in with two signatures, neither lets it in by itself."""
+    first, second = (SIGNER.request("GET", LOGS, label=label) for label in ("a", "b"))
+    both = {name: f"{value}, {second[name]}" for name, value in first.items()}
+    take(activity, both)
+    for again in (first, second, both):
+        with pytest.raises(InvalidSignature) as refused:
+            take(activity, again)
+        assert refused.value.cause == "its nonce was used before"
+    # Nor is one good again that came beside one which was let in alone.
+    third, fourth = (SIGNER.request("GET", LOGS, label=label) for label in ("a", "b"))
+    take(activity, third)
+    for again in ({name: f"{value}, {fourth[name]}" for name, value in third.items()}, fourth):
+        with pytest.raises(InvalidSignature):
+            take(activity, again)

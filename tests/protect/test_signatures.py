@@ -157,13 +157,13 @@ def test_components_of_a_bare_request() -> None:
 
 def test_what_is_left_to_check() -> None:
     """A signature that holds leaves its nonce and the digest of the body."""
-    assert check(signed()) == Unconfirmed(NONCE, NOW_S, COVERED["content-digest"])
+    assert check(signed()) == Unconfirmed((NONCE,), NOW_S, COVERED["content-digest"])
     by_uri = {
         "@method": "GET",
         "@target-uri": "https://logs.example.com/api/v1/logs?client_id=acme",
     }
     plain = signed(by_uri, method="GET", has_body=False)
-    assert check(plain) == Unconfirmed(NONCE, NOW_S, None)
+    assert check(plain) == Unconfirmed((NONCE,), NOW_S, None)
 
 
 @given(st.data())
@@ -280,7 +280,7 @@ def test_another_signature_beside_it() -> None:
             }
         )
         if count < SIGNATURES_MAX:
-            assert check(beside).nonce == NONCE
+            assert check(beside).nonces == (NONCE,)
         else:
             with pytest.raises(InvalidSignature):
                 check(beside)
