@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
@@ -176,6 +176,18 @@ class Keyring:
     def presented(self, token: str) -> Presented:
         """Say what may be noted of a key that failed, and later be held against the rows."""
         return shape_of(token)._replace(proofs=Proofs(partial(self._peppers.proofs, token)))
+
+    async def live_of(self, key_ids: Collection[str]) -> set[str]:
+        """Say which public ids are of keys in use, by the list of live ones, read if need be.
+
+        Raises StorageUnavailable. What is not among them is garbage; what is may be as well.
+        """
+        if not self._is_fresh:
+            self._notice_changes()
+        live = self._live
+        if live is None:
+            live = await self._in_background(self._stored.live)
+        return {one for one in key_ids if one in live.rows or self._configured.by_token_id(one)}
 
     def has_client(self, client_id: str) -> bool:
         """Say whether there is a client of that name; raises StorageUnavailable."""

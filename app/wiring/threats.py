@@ -80,6 +80,7 @@ def open_findings(base: Base, keyring: Keyring) -> Findings:
     stop = partial(quarantine_key, base.control, by=Author(base.seals, "self-scan"))
     findings = Findings(
         keyring.resolve,
+        keyring.live_of,
         found=lambda key_id, sender: log.warning("leaked key", key_id=key_id, sender=sender),
         quarantine=stop if base.settings.self_scan_action == "quarantine" else None,
     )

@@ -9,7 +9,8 @@ from zlib import crc32
 
 import pytest
 
-from app.keys.token import CHECKSUM_LENGTH, SECRET_LENGTH, base62, display
+from app.keys.token import CHECKSUM_LENGTH, SECRET_LENGTH, base62, display, mint
+from app.protect.findings import AT_ONCE_MAX
 from tests.api.test_tail import Stream
 from tests.edge.test_prompt import FakeExchange, seen, take
 from tests.support import (
@@ -176,12 +177,17 @@ def test_a_finding_is_told_once_a_minute(
         assert service.get(LOGS, leaked).status_code == 200  # it goes on working
 
 
+def forgery(victim: str, number: int = 0) -> str:
+    """Make up a text with another's key_id and a right checksum."""
+    signed = f"cl_live_victim_{key_id_of(victim)}{number:0{SECRET_LENGTH}}"
+    return signed + base62(crc32(signed.encode()), CHECKSUM_LENGTH)
+
+
 def test_nobody_can_make_up_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A made-up text with another's key_id is taken out, but neither alerts nor stops that key."""
     with running(tmp_path, self_scan_action="quarantine") as strict:
         key, victim = strict.key("forger"), strict.key("victim")
-        signed = f"cl_live_victim_{key_id_of(victim)}{'0' * SECRET_LENGTH}"
-        forged = signed + base62(crc32(signed.encode()), CHECKSUM_LENGTH)
+        forged = forgery(victim)
         assert strict.post(record(message=forged), key).status_code == 201
         finish(strict)
         out = capsys.readouterr().out
@@ -190,6 +196,26 @@ def test_nobody_can_make_up_a_finding(tmp_path: Path, capsys: pytest.CaptureFixt
         assert not telling(out, "leaked key")
         assert strict.get(LOGS, victim).status_code == 200
         assert strict.logs(key)[0]["message"] == display(forged)
+
+
+def test_made_up_keys_hide_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key that works is stopped behind hundreds that nobody has, and as many with its own id."""
+    with running(tmp_path, self_scan_action="quarantine") as strict:
+        leaked, sender = strict.key("victim"), strict.key("forger")
+        made_up = [mint("cl_live", "victim").text for _ in range(3 * AT_ONCE_MAX)]
+        made_up += [forgery(leaked, number) for number in range(2 * AT_ONCE_MAX)]
+        batch = [record(message=one) for one in [*made_up, leaked]]
+        assert strict.post(batch, sender).status_code == 201
+        finish(strict)
+        assert strict.get(LOGS, leaked).status_code == 401
+        out = capsys.readouterr().out
+        assert [one["key_id"] for one in telling(out, "a found key was stopped")] == [
+            key_id_of(leaked)
+        ]
+        # The log is flooded with neither kind.
+        told = telling(out, "a key of this service was found")
+        assert sum(one["is_live"] for one in told) == 1
+        assert len(told) == 2 * AT_ONCE_MAX + 1
 
 
 def test_quarantine_stops_a_key_that_works(tmp_path: Path) -> None:
