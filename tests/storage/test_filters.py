@@ -242,3 +242,13 @@ async def test_bounds_are_half_open_to_the_nanosecond(store: LogStore) -> None:
             query = LogQuery("acme", start=ordered[low], end=ordered[high], order="asc")
             logs = await read_all(store, query)
             assert [parse_instant(log["executed_at"]) for log in logs] == ordered[low:high]
+
+
+async def test_a_duration_of_any_size_is_found_by_itself(store: LogStore) -> None:
+    """Integers beyond 64 bits are compared as the floats nearest to them, as the filter is read."""
+    durations = [62602373352786453519546789920811769, 2**64 + 1, 2**63 - 1, 5]
+    await append(store, "acme", *(record(duration_ms=one) for one in durations))
+    for one in durations:
+        query = LogQuery("acme", min_duration_ms=float(str(one)))
+        found = await read_all(store, query)
+        assert len(found) == sum(float(other) >= float(one) for other in durations)

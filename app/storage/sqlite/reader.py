@@ -26,6 +26,7 @@ from app.storage.sqlite.letters import read_rejected
 from app.storage.sqlite.pages import read_one, read_page
 from app.storage.sqlite.render import SIZE
 from app.storage.sqlite.schema import CLIENT_SHIFT, CREATE_STATEMENTS, day_path, list_days
+from app.storage.sqlite.sources import add_functions
 from app.storage.sqlite.stream import read_following, read_now
 from app.storage.sqlite.usage import UsageSums
 from app.storage.sqlite.wire import Key
@@ -239,6 +240,7 @@ class SqliteReader:
             f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
         try:
+            add_functions(db)
             db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             db.set_progress_handler(self._overdue, STEPS_BETWEEN_LOOKS)
             db.execute("PRAGMA schema_version").fetchone()  # opens the log of writes too
@@ -254,6 +256,7 @@ _GONE = 0
 
 def _empty_day() -> "sqlite3.Connection":
     db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    add_functions(db)
     for statement in CREATE_STATEMENTS:
         db.execute(statement)
     return db
