@@ -220,8 +220,8 @@ def pause_s(elapsed_s: float, *, has_worked: bool) -> float:
 def _yield_to_all() -> None:
     """Run only while nobody else wants to: what arrives comes before what is tidied up."""
     if hasattr(os, "SCHED_IDLE"):
-        # A low priority is not enough: at a tenth of a core's time, and with no wakeup preempting
-        # it, the sealer cost a busy machine a sixth of its requests.
+        # A low priority is not enough: whoever wakes waits for it to be preempted, and its core
+        # does not count as an idle one.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
         os.nice(NICENESS)
