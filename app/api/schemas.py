@@ -139,9 +139,8 @@ def _object(properties: JsonSchema, *optional: str) -> JsonSchema:
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _page(name: str, of: str) -> JsonSchema:
-    items = {"type": "array", "items": {"$ref": f"#/components/schemas/{of}"}}
-    return _object({name: items, "next_cursor": _MAYBE_TEXT})
+def _page(name: str, item: JsonSchema) -> JsonSchema:
+    return _object({name: {"type": "array", "items": item}, "next_cursor": _MAYBE_TEXT})
 
 
 _, _FORMS = msgspec.json.schema_components(
@@ -165,9 +164,9 @@ SCHEMAS: JsonSchema = {
         },
         *("key", *_SIGNING_SECRET, "old_key_id", "sources", *_RECEIPT),
     ),
-    "ApiKeyPage": _page("api_keys", "ApiKey"),
+    "ApiKeyPage": _page("api_keys", {"$ref": "#/components/schemas/ApiKey"}),
     "Client": _object({**_CLIENT_PROPERTIES, **_RECEIPT}, *_RECEIPT),
-    "ClientPage": _page("clients", "Client"),
+    "ClientPage": _page("clients", {"$ref": "#/components/schemas/Client"}),
 }
 
 
@@ -247,16 +246,7 @@ _ACCESS: JsonSchema = {
     "outcome": {"type": "string", "description": "The status.", "examples": ["201"]},
     "requests": {"type": "integer"},
 }
-ACCESS_PAGE = {
-    "application/json": {
-        "schema": _object(
-            {
-                "access": {"type": "array", "items": _object(_ACCESS)},
-                "next_cursor": _MAYBE_TEXT,
-            }
-        )
-    }
-}
+ACCESS_PAGE = {"application/json": {"schema": _page("access", _object(_ACCESS))}}
 ACCESS_LIST = [
     _parameter("key_id", _TEXT, "Only this key's."),
     _parameter("from", _TEXT, "From this minute: RFC 3339, or relative like `-1h`, `-7d`."),
@@ -284,16 +274,7 @@ _EVENT: JsonSchema = {
     "chain": {"type": "string", "description": "The client_id, or `*` for the platform's own."},
     "seq": {"type": "integer", "description": "Its number in the chain."},
 }
-AUDIT_PAGE = {
-    "application/json": {
-        "schema": _object(
-            {
-                "events": {"type": "array", "items": _object(_EVENT)},
-                "next_cursor": _MAYBE_TEXT,
-            }
-        )
-    }
-}
+AUDIT_PAGE = {"application/json": {"schema": _page("events", _object(_EVENT))}}
 AUDIT_LIST = [
     _parameter("client_id", _TEXT, "Only this client's; with an admin key, `*` for all."),
     _parameter("from", _TEXT, "At or after: RFC 3339, or relative like `-1h`, `-7d`."),
@@ -321,16 +302,7 @@ _ALERT: JsonSchema = {
     },
     "told": {"type": "string", "examples": ["told", "pending:webhook,mail", "nobody"]},
 }
-ALERT_PAGE = {
-    "application/json": {
-        "schema": _object(
-            {
-                "alerts": {"type": "array", "items": _object(_ALERT)},
-                "next_cursor": _MAYBE_TEXT,
-            }
-        )
-    }
-}
+ALERT_PAGE = {"application/json": {"schema": _page("alerts", _object(_ALERT))}}
 ALERT_LIST = [
     _parameter("client_id", _TEXT, "Only this client's; with an admin key, `*` for all."),
     _parameter("from", _TEXT, "At or after: RFC 3339, or relative like `-1h`, `-7d`."),
